@@ -1,0 +1,37 @@
+"""What a user can mend: every such mistake raises a `MetarecError` whose text is one clear line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MetarecError(Exception):
+    """A mistake in what metarec was given: one line that says what, where, found and expected."""
+
+
+class DataError(MetarecError):
+    """A data set, a file of it, or a newcomer's ratings and attributes do not fit."""
+
+
+class ConfigError(MetarecError):
+    """A configuration, an option or a name in it is unknown or out of range."""
+
+
+class PluginError(MetarecError):
+    """A plugin cannot be loaded, or two of them claim one name."""
+
+
+class ArtifactError(MetarecError):
+    """A saved recommender cannot be written, or is damaged, foreign or too new."""
+
+
+def unknown_name(what: str, found: str, known: Iterable[str]) -> str:
+    """Say that `found` is no known `what`, with the nearest right names or all of them.
+
+    >>> unknown_name("algorithm", "bayesain", ["bayesian", "bias"])
+    "unknown algorithm 'bayesain': did you mean 'bayesian'?"
+    """
+    names = sorted(known)
+    close = get_close_matches(found, names, n=1)
+    if close:
+        return f"unknown {what} {found!r}: did you mean {close[0]!r}?"
+    return f"unknown {what} {found!r}: expected one of {', '.join(names) or '(none)'}"

@@ -1,0 +1,18 @@
+"""Layer 3: what learns across tasks."""
+
+from metarec.learning.abilities import Explainable, Explanation, Factorized, Updatable
+from metarec.learning.algorithm import Adapted, Algorithm, Prediction
+from metarec.learning.run import Progress, Run, Silent
+
+__all__ = [
+    "Adapted",
+    "Algorithm",
+    "Explainable",
+    "Explanation",
+    "Factorized",
+    "Prediction",
+    "Progress",
+    "Run",
+    "Silent",
+    "Updatable",
+]

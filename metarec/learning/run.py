@@ -1,0 +1,68 @@
+"""`Run`: what a fit is given beside its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from metarec.learning.algorithm import Algorithm
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Shows how far something long has come."""
+
+    def track(self, steps: Iterable[T], *, description: str, total: int | None = None) -> Iterable[T]:
+        """Pass `steps` on one by one, showing how many are done."""
+        ...
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def track(self, steps: Iterable[T], *, description: str, total: int | None = None) -> Iterable[T]:
+        """Pass `steps` on."""
+        return steps
+
+
+@dataclass(frozen=True)
+class Run:
+    """The circumstances of a fit.
+
+    Parameters
+    ----------
+    device : torch.device, default CPU
+        Where the work is done.
+    dtype : torch.dtype, default float32
+        Its precision.
+    seed : int, default 0
+        Of all random choices: one seed, same result.
+    progress : Progress
+        Shows the passes over the data.
+    hooks : optional
+        The hook relay of a plugin manager, which is told of every epoch.
+    """
+
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    progress: Progress = Silent()
+    hooks: Any = None
+
+    def generator(self) -> torch.Generator:
+        """A fresh random generator on the run's device, seeded."""
+        return torch.Generator(self.device).manual_seed(self.seed)
+
+    def epochs(self, count: int, description: str) -> Iterator[int]:
+        """Count epochs 0, 1, … with progress."""
+        yield from self.progress.track(range(count), description=description, total=count)
+
+    def report(self, algorithm: Algorithm, epoch: int, values: Mapping[str, float]) -> None:
+        """Tell plugins what an epoch measured."""
+        if self.hooks is not None:
+            self.hooks.after_epoch(algorithm=algorithm, epoch=epoch, values=values)

@@ -1,0 +1,54 @@
+"""Loads the native kernels and joins each op with its reference, fake and gradient."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAMESPACE = "metarec"
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def _load() -> bool:
+    binaries = sorted(Path(__file__).parents[1].glob("_C*.so"))
+    for binary in binaries:
+        torch.ops.load_library(binary)
+    if not binaries:
+        warnings.warn(
+            "metarec runs without its native kernels (none were built): its reference ops in torch are slower",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return bool(binaries)
+
+
+NATIVE = _load()
+"""Whether the native kernels are there; without them every op runs its reference."""
+
+
+def register(
+    reference: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+) -> Any:
+    """Complete the op that has the name of ``reference`` and give it back, ready to be called.
+
+    The schema is the one of ``csrc/ops``; without a native build it is inferred from the annotations of the
+    reference. A device without a kernel of its own runs the reference.
+    """
+    name = reference.__name__
+    qualified = f"{NAMESPACE}::{name}"
+    if not NATIVE:
+        _library.define(name + torch.library.infer_schema(reference, mutates_args=()))
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default

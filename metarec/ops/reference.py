@@ -1,0 +1,215 @@
+"""The native ops in plain torch: the definition that every kernel is checked against.
+
+Each function has the name and the arguments of the op that it defines. They are also the kernels of last resort:
+of a build without a C++ compiler, and of devices that have no kernel of their own. The forward functions are
+differentiable by torch itself, which the tests use to check the hand-derived gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+NORM_EPSILON = 1e-12
+"""A norm below this counts as this, so that the cosine with a zero vector is zero."""
+
+CODE_GROUP = 16
+"""Items whose codes lie side by side in the compact table."""
+
+_TILE_SCORES = 1 << 24
+
+
+def _segments(offsets: Tensor) -> Iterator[slice]:
+    return (slice(begin, end) for begin, end in pairwise(offsets.tolist()))
+
+
+def _check_offsets(what: str, offsets: Tensor, count: int) -> None:
+    if int(offsets[0]) != 0 or int(offsets[-1]) != count or (offsets.diff() < 0).any():
+        raise ValueError(f"{what} must ascend from 0 to {count}, got {_shown(offsets)}")
+
+
+def _shown(values: Tensor) -> str:
+    head = ", ".join(str(int(value)) for value in values[:8])
+    return f"[{head}, ...]" if values.numel() > 8 else f"[{head}]"
+
+
+def _check_precision(what: str, precision: Tensor, wrong: Tensor, expected: str) -> None:
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(f"{what} must be {expected}, got {float(precision[row])} at {row}")
+
+
+def _cholesky(matrices: Tensor, what: str) -> Tensor:
+    factors, info = torch.linalg.cholesky_ex(matrices)
+    if info.any():
+        task = f" of task {int(info.reshape(-1).nonzero()[0])}" if matrices.dim() == 3 else ""
+        raise ValueError(f"{what}{task} is not positive definite")
+    return factors
+
+
+def _symmetric(lower: Tensor) -> Tensor:
+    return lower.tril() + lower.tril(-1).mT
+
+
+def gaussian_posterior(
+    features: Tensor,
+    targets: Tensor,
+    precision: Tensor,
+    offsets: Tensor,
+    prior_mean: Tensor,
+    prior_precision: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tasks, rank = offsets.numel() - 1, features.size(1)
+    _check_offsets("gaussian_posterior: offsets", offsets, features.size(0))
+    wrong = ~(precision.isfinite() & (precision >= 0))
+    _check_precision("gaussian_posterior: precision", precision, wrong, "finite and not negative")
+    scaled = features * precision[:, None]
+    prior = _symmetric(prior_precision)
+    gram = [scaled[rows].mT @ features[rows] for rows in _segments(offsets)]
+    shift = [scaled[rows].mT @ targets[rows] for rows in _segments(offsets)]
+    zeros = features.new_zeros(tasks, rank, rank)
+    total = prior + (torch.stack(gram) if gram else zeros)
+    cholesky = _cholesky(total, "gaussian_posterior: the posterior precision")
+    natural = (prior @ prior_mean[..., None])[..., 0] + (torch.stack(shift) if shift else zeros[:, 0])
+    mean = torch.cholesky_solve(natural[..., None], cholesky)[..., 0]
+
+    deviation = mean - prior_mean
+    counted = precision > 0
+    owner = torch.repeat_interleave(torch.arange(tasks, device=offsets.device), offsets.diff())
+    residual = targets - (features * mean[owner]).sum(1)
+    terms = torch.where(counted, torch.log(torch.where(counted, precision, 1.0)) - math.log(2 * math.pi), 0.0)
+    misfit = (deviation[:, None, :] @ prior @ deviation[..., None])[:, 0, 0]
+    misfit = misfit.index_add(0, owner, precision * residual.square() - terms)
+    log_prior = (
+        _cholesky(prior, "gaussian_posterior: the prior precision").diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    )
+    log_posterior = cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return mean, cholesky, log_prior - log_posterior - misfit / 2
+
+
+def gaussian_posterior_backward(
+    grad_mean: Tensor,
+    grad_cholesky: Tensor,
+    grad_log_evidence: Tensor,
+    features: Tensor,
+    targets: Tensor,
+    precision: Tensor,
+    offsets: Tensor,
+    prior_mean: Tensor,
+    prior_precision: Tensor,
+    mean: Tensor,
+    cholesky: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tasks = offsets.numel() - 1
+    owner = torch.repeat_interleave(torch.arange(tasks, device=offsets.device), offsets.diff())
+    prior = _symmetric(prior_precision)
+    deviation = mean - prior_mean
+    evidence = grad_log_evidence[:, None, None]
+
+    # What reaches the posterior precision, through its Cholesky factor, the mean and the evidence.
+    inner = (cholesky.mT @ grad_cholesky.tril()).tril()
+    inner = inner - inner.diagonal(dim1=-2, dim2=-1).diag_embed() / 2
+    inner = inner + inner.mT - evidence * torch.eye(mean.size(1), dtype=mean.dtype, device=mean.device)
+    half = torch.linalg.solve_triangular(cholesky.mT, inner, upper=True)
+    grad_total = torch.linalg.solve_triangular(cholesky, half, upper=False, left=False) / 2
+    solved = torch.cholesky_solve(grad_mean[..., None], cholesky)[..., 0]
+    outer = solved[:, :, None] * mean[:, None, :]
+    grad_total = grad_total - (outer + outer.mT) / 2
+
+    pushed = features.new_empty(features.shape)
+    for task, rows in enumerate(_segments(offsets)):
+        pushed[rows] = features[rows] @ grad_total[task]
+    residual = targets - (features * mean[owner]).sum(1)
+    along = (features * solved[owner]).sum(1)
+    evidence_of = grad_log_evidence[owner]
+    grad_features = precision[:, None] * (
+        2 * pushed + targets[:, None] * solved[owner] + (evidence_of * residual)[:, None] * mean[owner]
+    )
+    grad_targets = precision * (along - evidence_of * residual)
+    inverse = torch.where(precision > 0, 1 / torch.where(precision > 0, precision, 1.0), 0.0)
+    grad_precision = (
+        (features * pushed).sum(1) + targets * along + evidence_of * (inverse - residual.square()) / 2
+    )
+
+    spread = deviation[:, :, None] * deviation[:, None, :]
+    lift = solved[:, :, None] * prior_mean.expand_as(mean)[:, None, :]
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(prior))
+    grad_prior_precision = grad_total + (lift + lift.mT) / 2 + evidence * (covariance - spread) / 2
+    grad_prior_mean = (prior @ (solved + grad_log_evidence[:, None] * deviation)[..., None])[..., 0]
+    if prior_mean.dim() == 1:
+        grad_prior_mean = grad_prior_mean.sum(0)
+    if prior_precision.dim() == 2:
+        grad_prior_precision = grad_prior_precision.sum(0)
+    return grad_features, grad_targets, grad_precision, grad_prior_mean, grad_prior_precision
+
+
+def gaussian_update(
+    mean: Tensor, cholesky: Tensor, features: Tensor, targets: Tensor, precision: Tensor
+) -> tuple[Tensor, Tensor]:
+    _check_precision("gaussian_update: precision", precision, ~precision.isfinite(), "finite")
+    total = cholesky @ cholesky.mT + precision[:, None, None] * features[:, :, None] * features[:, None, :]
+    updated = _cholesky(total, "gaussian_update: the updated precision")
+    residual = targets - (features * mean).sum(1)
+    step = torch.cholesky_solve(((precision * residual)[:, None] * features)[..., None], updated)[..., 0]
+    return mean + step, updated
+
+
+def cosine_topk_prepare(items: Tensor, cosine: bool, compact: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the norms, and a compact table of codes from kernels that use one: this has none."""
+    norms = torch.linalg.vector_norm(items, dim=1, dtype=torch.float64)
+    codes = items.new_empty((0, -(-items.size(1) // 2), CODE_GROUP, 2), dtype=torch.int8)
+    return norms, codes, items.new_empty((0, 2, CODE_GROUP), dtype=torch.float32)
+
+
+def cosine_topk(
+    queries: Tensor,
+    items: Tensor,
+    norms: Tensor,
+    codes: Tensor,
+    code_bounds: Tensor,
+    k: int,
+    excluded_offsets: Tensor | None,
+    excluded_rows: Tensor | None,
+    cosine: bool,
+) -> tuple[Tensor, Tensor]:
+    table = items.double()
+    left = queries.double()
+    if cosine:
+        table = table / norms[:, None].clamp_min(NORM_EPSILON)
+        left = left / torch.linalg.vector_norm(left, dim=1, keepdim=True).clamp_min(NORM_EPSILON)
+    if excluded_offsets is not None and excluded_rows is not None:
+        _check_offsets("cosine_topk: excluded offsets", excluded_offsets, excluded_rows.size(0))
+        outside = (excluded_rows < 0) | (excluded_rows >= items.size(0))
+        if outside.any():
+            row = int(excluded_rows[outside][0])
+            raise ValueError(f"cosine_topk: excluded rows must be from 0 to {items.size(0) - 1}, got {row}")
+    scores = queries.new_empty(queries.size(0), k)
+    rows = torch.empty(queries.size(0), k, dtype=torch.int64, device=queries.device)
+    step = max(1, _TILE_SCORES // max(1, items.size(0)))
+    for begin in range(0, queries.size(0), step):
+        tile = (left[begin : begin + step] @ table.mT).to(queries.dtype)
+        tile = torch.where(tile.isnan(), -math.inf, tile)
+        if excluded_offsets is not None and excluded_rows is not None:
+            bounds = excluded_offsets[begin : begin + tile.size(0) + 1]
+            owner = torch.repeat_interleave(torch.arange(tile.size(0), device=tile.device), bounds.diff())
+            tile[owner, excluded_rows[int(bounds[0]) : int(bounds[-1])]] = -math.inf
+        best, chosen = _topk_lowest_row(tile, k)
+        scores[begin : begin + step] = best
+        rows[begin : begin + step] = chosen
+    return scores, rows
+
+
+def _topk_lowest_row(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Give the k best of each row, equal scores by lower column; torch.topk leaves the order of equals open."""
+    if k == 0:
+        return scores[:, :0], torch.empty(scores.size(0), 0, dtype=torch.int64, device=scores.device)
+    last = scores.topk(k, dim=1).values[:, -1:]
+    above, equal = scores > last, scores == last
+    keep = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    columns = keep.nonzero()[:, 1].view(scores.size(0), k)
+    best, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return best, torch.where(best > -math.inf, columns.gather(1, order), -1)

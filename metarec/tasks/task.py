@@ -1,0 +1,197 @@
+"""Tasks: one entity each, with what we may adapt on and what we predict. Ragged, both sides alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from metarec.data import Features, Side
+
+
+@dataclass(frozen=True)
+class EntityRows:
+    """Entities as an algorithm may see them.
+
+    Parameters
+    ----------
+    rows : int64 [N]
+        Row in the training set; −1 where the entity is new, or where what `fit` learnt of it may not be used.
+    features : Features [N rows]
+        Encoded attributes.
+    """
+
+    rows: Tensor
+    features: Features
+
+    def __len__(self) -> int:
+        return self.rows.numel()
+
+    def select(self, index: Tensor) -> EntityRows:
+        """The entities `index` (int [M]), in that order."""
+        return EntityRows(self.rows[index.long()], self.features.rows(index))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EntityRows:
+        """The same on `device`, features as `dtype`."""
+        return EntityRows(self.rows.to(device), self.features.to(device, dtype))
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """One list of partners per task: task t's are ``partner[offsets[t] : offsets[t + 1]]``.
+
+    Parameters
+    ----------
+    offsets : int64 [T + 1]
+    partner : int64 [n]
+        Index into the batch's `partners`.
+    """
+
+    offsets: Tensor
+    partner: Tensor
+
+    @classmethod
+    def empty(cls, tasks: int) -> Ragged:
+        """`tasks` empty lists."""
+        return cls(torch.zeros(tasks + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return self.offsets.numel() - 1
+
+    @property
+    def counts(self) -> Tensor:
+        """int64 [T]: length of each list."""
+        return self.offsets.diff()
+
+    @property
+    def owner(self) -> Tensor:
+        """int64 [n]: the task that each entry belongs to."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.offsets.device), self.counts)
+
+    def entries(self, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets of the lists of `tasks` (int64 [M]) when put one after another, and the entries to take for them."""
+        counts = self.counts[tasks]
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        within = torch.arange(int(offsets[-1]), device=offsets.device) - torch.repeat_interleave(offsets[:-1], counts)
+        return offsets, torch.repeat_interleave(self.offsets[:-1][tasks], counts) + within
+
+
+@dataclass(frozen=True)
+class Support(Ragged):
+    """What a batch of T tasks may adapt on. It holds no query.
+
+    A support is *all* that may be used about its entities' own ratings: where a known entity's training ratings may
+    be used, they are in it.
+
+    Parameters
+    ----------
+    side : "user" or "item"
+        The table that the tasks' entities stand in; their partners are of the other.
+    entities : EntityRows [T]
+    partners : EntityRows [P]
+        The partners that `partner` counts in; shared by all tasks of the batch.
+    rating : float [n]
+        The ratings, or 1 where feedback is implicit.
+    """
+
+    side: Side
+    entities: EntityRows
+    partners: EntityRows
+    rating: Tensor
+
+    def select(self, tasks: Tensor) -> Support:
+        """Only these tasks (int64 [M]), in that order; the partners stay."""
+        offsets, entry = self.entries(tasks)
+        return replace(
+            self,
+            entities=self.entities.select(tasks),
+            offsets=offsets,
+            partner=self.partner[entry],
+            rating=self.rating[entry],
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Support:
+        """The same on `device`, features and ratings as `dtype`."""
+        return replace(
+            self,
+            entities=self.entities.to(device, dtype),
+            partners=self.partners.to(device, dtype),
+            offsets=self.offsets.to(device),
+            partner=self.partner.to(device),
+            rating=self.rating.to(device, dtype),
+        )
+
+
+@dataclass(frozen=True)
+class Query(Ragged):
+    """The partners to predict, for the same tasks in the same order as the support.
+
+    Parameters
+    ----------
+    partners : EntityRows [P]
+        The partners that `partner` counts in.
+    """
+
+    partners: EntityRows
+
+    @classmethod
+    def full(cls, tasks: int, partners: EntityRows, candidates: Tensor) -> Query:
+        """Every one of `candidates` (int64 [C], index into `partners`) for every task."""
+        count = candidates.numel()
+        return cls(
+            offsets=torch.arange(tasks + 1, device=candidates.device) * count,
+            partner=candidates.repeat(tasks),
+            partners=partners,
+        )
+
+    def select(self, tasks: Tensor) -> Query:
+        """Only these tasks (int64 [M]), in that order; the partners stay."""
+        offsets, entry = self.entries(tasks)
+        return replace(self, offsets=offsets, partner=self.partner[entry])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Query:
+        """The same on `device`, features as `dtype`."""
+        return replace(
+            self,
+            offsets=self.offsets.to(device),
+            partner=self.partner.to(device),
+            partners=self.partners.to(device, dtype),
+        )
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Support, query, and what only the evaluator reads: the query's ratings.
+
+    Parameters
+    ----------
+    support : Support
+    query : Query
+    rating : float [n]
+        The query's ratings.
+    entity : int64 [T]
+        Row of each task's entity in the whole data set, so that a report can pair tasks across runs.
+    candidates : int64 [C]
+        The partners that a list over the full catalogue may name (index into `query.partners`).
+    """
+
+    support: Support
+    query: Query
+    rating: Tensor
+    entity: Tensor
+    candidates: Tensor
+
+    def __len__(self) -> int:
+        return self.entity.numel()
+
+    def select(self, tasks: Tensor) -> Tasks:
+        """Only these tasks (int64 [M]), in that order."""
+        _, entry = self.query.entries(tasks)
+        return replace(
+            self,
+            support=self.support.select(tasks),
+            query=self.query.select(tasks),
+            rating=self.rating[entry],
+            entity=self.entity[tasks],
+        )

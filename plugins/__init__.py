@@ -1,0 +1,1 @@
+"""The built-in plugins, written exactly as anyone would write theirs."""

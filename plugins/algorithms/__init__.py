@@ -1,0 +1,1 @@
+"""Built-in algorithms: one plugin per file."""
