@@ -50,6 +50,13 @@ class Features:
         return cls(torch.zeros(count + 1, dtype=torch.int64), none, none.to(dtype), 0)
 
     @classmethod
+    def from_entries(cls, rows: Tensor, columns: Tensor, values: Tensor, *, count: int, width: int) -> Self:
+        """`count` rows of `width` columns that hold the entries (int64 `rows`, int64 `columns`, float `values`)."""
+        order = torch.argsort(rows, stable=True)
+        offsets = torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=count).cumsum(0)])
+        return cls(offsets, columns[order], values[order], width)
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
         """Put the columns of `parts`, which describe the same entities, side by side."""
         starts = [0]
@@ -64,7 +71,9 @@ class Features:
         )
         return cls(
             offsets=torch.stack([part.offsets for part in parts]).sum(0),
-            columns=torch.cat([part.columns + start for part, start in zip(parts, starts, strict=False)])[order],
+            columns=torch.cat([part.columns + start for part, start in zip(parts, starts, strict=False)])[
+                order
+            ],
             values=torch.cat([part.values for part in parts])[order],
             width=starts[-1],
             blocks=blocks,
@@ -84,7 +93,9 @@ class Features:
         index = index.long()
         counts = self.offsets.diff()[index]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        within = torch.arange(int(offsets[-1]), device=index.device) - torch.repeat_interleave(offsets[:-1], counts)
+        within = torch.arange(int(offsets[-1]), device=index.device) - torch.repeat_interleave(
+            offsets[:-1], counts
+        )
         entry = torch.repeat_interleave(self.offsets[:-1][index], counts) + within
         return replace(self, offsets=offsets, columns=self.columns[entry], values=self.values[entry])
 

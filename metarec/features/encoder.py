@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import polars as pl
 
 from metarec.data import Features
+from metarec.errors import DataError
 
 
 class Encoder(ABC):
@@ -43,3 +44,35 @@ class Encoder(ABC):
     @abstractmethod
     def from_table(cls, table: Mapping[str, Any]) -> Self:
         """The fitted encoder that `table` describes."""
+
+
+def as_strings(column: pl.Series) -> pl.Series:
+    """The values of a column of strings, categories, booleans or integers as strings.
+
+    Raises
+    ------
+    DataError
+        The column holds something else; the line names the attribute.
+    """
+    dtype = column.dtype
+    if dtype == pl.Boolean or dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null):
+        return column.cast(pl.String)
+    raise DataError(f"attribute {column.name!r}: found {dtype}, expected strings, integers or booleans")
+
+
+def as_numbers(column: pl.Series) -> pl.Series:
+    """The values of a column of numbers, or of strings that spell numbers, as float64.
+
+    Raises
+    ------
+    DataError
+        A value is no finite number; the line names the attribute and the value.
+    """
+    dtype = column.dtype
+    if not (dtype.is_numeric() or dtype in (pl.String, pl.Null)):
+        raise DataError(f"attribute {column.name!r}: found {dtype}, expected numbers")
+    numbers = column.cast(pl.Float64, strict=False)
+    wrong = column.filter(column.is_not_null() & ~numbers.is_finite().fill_null(False))
+    if len(wrong):
+        raise DataError(f"attribute {column.name!r}: found {wrong[0]!r}, expected a finite number")
+    return numbers

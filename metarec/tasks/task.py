@@ -73,8 +73,15 @@ class Ragged:
         """Offsets of the lists of `tasks` (int64 [M]) when put one after another, and the entries to take for them."""
         counts = self.counts[tasks]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        within = torch.arange(int(offsets[-1]), device=offsets.device) - torch.repeat_interleave(offsets[:-1], counts)
+        within = torch.arange(int(offsets[-1]), device=offsets.device) - torch.repeat_interleave(
+            offsets[:-1], counts
+        )
         return offsets, torch.repeat_interleave(self.offsets[:-1][tasks], counts) + within
+
+    def select(self, tasks: Tensor) -> Ragged:
+        """Only the lists of `tasks` (int64 [M]), in that order."""
+        offsets, entry = self.entries(tasks)
+        return Ragged(offsets, self.partner[entry])
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,9 @@ class Tasks:
         Row of each task's entity in the whole data set, so that a report can pair tasks across runs.
     candidates : int64 [C]
         The partners that a list over the full catalogue may name (index into `query.partners`).
+    excluded : Ragged, optional
+        Partners that a task's list over the full catalogue may not name, where they are more than its support: all
+        that a larger support of the same scenario holds, so that lists are alike for every support size.
     """
 
     support: Support
@@ -181,6 +191,7 @@ class Tasks:
     rating: Tensor
     entity: Tensor
     candidates: Tensor
+    excluded: Ragged | None = None
 
     def __len__(self) -> int:
         return self.entity.numel()
@@ -194,4 +205,5 @@ class Tasks:
             query=self.query.select(tasks),
             rating=self.rating[entry],
             entity=self.entity[tasks],
+            excluded=None if self.excluded is None else self.excluded.select(tasks),
         )
