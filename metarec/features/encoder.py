@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import polars as pl
+import torch
+from torch import Tensor
 
 from metarec.data import Features
 from metarec.errors import DataError
@@ -76,3 +78,16 @@ def as_numbers(column: pl.Series) -> pl.Series:
     if len(wrong):
         raise DataError(f"attribute {column.name!r}: found {wrong[0]!r}, expected a finite number")
     return numbers
+
+
+def codes_of(strings: pl.Series, values: Sequence[str]) -> Tensor:
+    """int64 [N]: the place of each string in `values`, ``len(values)`` where unseen, ``len(values) + 1`` where null."""
+    known = pl.Series(values, dtype=pl.String)
+    codes = strings.replace_strict(known, range(len(values)), default=len(values), return_dtype=pl.Int64)
+    return torch.from_numpy(codes.set(strings.is_null(), len(values) + 1).to_numpy(writable=True))
+
+
+def one_per_value(lists: pl.Series) -> pl.DataFrame:
+    """Columns ``row`` and ``value``: one line per value of each list; an empty or null one has a line with null."""
+    values = lists.to_frame("value").select(pl.when(pl.col("value").list.len() > 0).then("value"))
+    return values.with_row_index("row").cast({"row": pl.Int64}).explode("value")
