@@ -1,6 +1,21 @@
 """Support/query tasks and the protocols that make them."""
 
+from metarec.tasks.building import Partition, SupportSize, random_places, support_curve
 from metarec.tasks.protocol import SCENARIOS, Cell, Protocol, Split
 from metarec.tasks.task import EntityRows, Query, Ragged, Support, Tasks
 
-__all__ = ["SCENARIOS", "Cell", "EntityRows", "Protocol", "Query", "Ragged", "Split", "Support", "Tasks"]
+__all__ = [
+    "SCENARIOS",
+    "Cell",
+    "EntityRows",
+    "Partition",
+    "Protocol",
+    "Query",
+    "Ragged",
+    "Split",
+    "Support",
+    "SupportSize",
+    "Tasks",
+    "random_places",
+    "support_curve",
+]

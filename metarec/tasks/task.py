@@ -78,6 +78,25 @@ class Ragged:
         )
         return offsets, torch.repeat_interleave(self.offsets[:-1][tasks], counts) + within
 
+    def sum(self, values: Tensor) -> Tensor:
+        """float [T]: the sum of each list's `values` (float [n]); 0 where it is empty."""
+        return torch.segment_reduce(values, "sum", offsets=self.offsets, axis=0, unsafe=True)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """float [T]: the mean of each list's `values` (float [n]); NaN where it is empty."""
+        return self.sum(values) / self.counts
+
+    def median(self, values: Tensor) -> Tensor:
+        """float [T]: the median of each list's `values` (float [n]), midway between the two middle ones; NaN where empty."""
+        by_value = values.argsort()
+        ordered = values[by_value[self.owner[by_value].argsort(stable=True)]]
+        middle = self.counts - 1
+        lower = self.offsets[:-1] + middle.div(2, rounding_mode="floor")
+        upper = lower + middle % 2
+        padded = torch.cat([ordered, ordered.new_full((1,), torch.nan)])
+        empty = self.counts == 0
+        return (padded[lower.masked_fill(empty, -1)] + padded[upper.masked_fill(empty, -1)]) / 2
+
     def select(self, tasks: Tensor) -> Ragged:
         """Only the lists of `tasks` (int64 [M]), in that order."""
         offsets, entry = self.entries(tasks)
@@ -117,6 +136,13 @@ class Support(Ragged):
             partner=self.partner[entry],
             rating=self.rating[entry],
         )
+
+    def first(self, size: int) -> Support:
+        """Only the first `size` ratings of each task, or all where it has fewer."""
+        place = torch.arange(self.rating.numel(), device=self.offsets.device) - self.offsets[self.owner]
+        kept = place < size
+        offsets = torch.cat([self.offsets[:1], self.counts.clamp(max=size).cumsum(0)])
+        return replace(self, offsets=offsets, partner=self.partner[kept], rating=self.rating[kept])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Support:
         """The same on `device`, features and ratings as `dtype`."""
