@@ -1,17 +1,23 @@
 """Layer 1: interactions and the entities between which they happen."""
 
+from metarec.data.building import Columns, Policies, Table, build_dataset, infer_scale
 from metarec.data.dataset import Dataset, EncoderSpec, Entities, RatingScale, Side, partner_side
 from metarec.data.features import Block, Features
 from metarec.data.reader import Reader
 
 __all__ = [
     "Block",
+    "Columns",
     "Dataset",
     "EncoderSpec",
     "Entities",
     "Features",
+    "Policies",
     "RatingScale",
     "Reader",
     "Side",
+    "Table",
+    "build_dataset",
+    "infer_scale",
     "partner_side",
 ]

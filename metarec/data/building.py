@@ -1,0 +1,383 @@
+"""From frames to a checked `Dataset`: what all readers share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from metarec.data.dataset import Dataset, EncoderSpec, Entities, RatingScale, Side
+from metarec.errors import DataError, unknown_name
+
+Duplicates = Literal["error", "last", "mean"]
+Outliers = Literal["error", "drop", "clip"]
+SIDES: tuple[Side, ...] = get_args(Side)
+
+FINEST_SCALE = 101
+"""An inferred scale has at most so many steps; beyond, ratings count as continuous."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A frame, and how people find its rows again.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    source : str
+        What messages call it, such as a file's name.
+    place : callable, optional
+        Where a row (from 0) stands in the source, such as ``"line 7"``; rows are counted from 1 where it is not given.
+    """
+
+    frame: pl.DataFrame
+    source: str
+    place: Callable[[int], str] = field(default=lambda row: f"row {row + 1}", repr=False)
+
+    def at(self, row: int, column: str) -> str:
+        """``source, place, column``, as a message begins."""
+        return f"{self.source}, {self.place(row)}, column {column!r}"
+
+    def take(self, rows: Tensor) -> Table:
+        """Only these rows (int64 [m]), each still found at its place in the source."""
+        return Table(
+            self.frame[rows.numpy()],
+            self.source,
+            lambda row: self.place(int(rows[row])),
+        )
+
+    def column(self, name: str) -> pl.Series:
+        """One column.
+
+        Raises
+        ------
+        DataError
+            There is none of that name; the line gives the nearest one.
+        """
+        if name not in self.frame.columns:
+            raise DataError(f"{self.source}: {unknown_name('column', name, self.frame.columns)}")
+        return self.frame[name]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the source calls the columns of an interaction.
+
+    Parameters
+    ----------
+    user, item : str
+        Ids: integers or strings. Entity tables have the ids of their entities in a column of the same name.
+    rating : str or None
+        None where feedback is implicit: the data only say what was chosen.
+    time : str, optional
+        When it happened: integers, or dates (which become seconds since 1970).
+    """
+
+    user: str = "user"
+    item: str = "item"
+    rating: str | None = "rating"
+    time: str | None = None
+
+    def of(self, side: Side) -> str:
+        """The column with the ids of a side."""
+        return self.user if side == "user" else self.item
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What to do with interactions that do not fit.
+
+    Parameters
+    ----------
+    duplicates : "error", "last" or "mean"
+        Where a user has several ratings of one item: refuse them; keep the latest (of equally late ones, or without
+        times, that which comes last); or take the mean of the ratings, at the latest time.
+    outliers : "error", "drop" or "clip"
+        Where a rating is off the scale: refuse it, leave the interaction out, or move the rating to the scale's end.
+    """
+
+    duplicates: Duplicates = "error"
+    outliers: Outliers = "error"
+
+
+def build_dataset(
+    name: str,
+    interactions: Table,
+    *,
+    columns: Columns = Columns(),
+    entities: Mapping[Side, Table] | None = None,
+    scale: RatingScale | None = None,
+    policies: Policies = Policies(),
+    encoders: Mapping[Side, Mapping[str, EncoderSpec | None]] | None = None,
+    display: Mapping[Side, str] | None = None,
+) -> Dataset:
+    """Check interactions and entity tables, and number the entities.
+
+    The users (and the items) are those that the interactions name and those of their entity table, in ascending order
+    of their ids. One without a line in the entity table has no attributes: nulls. Interactions keep their order.
+
+    Parameters
+    ----------
+    name : str
+        What the report calls the data set.
+    interactions : Table
+        Columns that `columns` does not name are left out.
+    columns : Columns
+    entities : mapping of side to Table, optional
+        The ids' column, and attributes: numbers (NaN is missing), strings, booleans, or lists of such.
+    scale : RatingScale, optional
+        By default `infer_scale`, or that of implicit feedback where `columns` has no rating.
+    policies : Policies
+    encoders : mapping of side to mapping of attribute to EncoderSpec or None, optional
+        See `Entities`; attributes that are not there are passed over.
+    display : mapping of side to attribute, optional
+        What people know the entities by.
+
+    Raises
+    ------
+    DataError
+        One line naming source, row or column, what was found and what was expected.
+    """
+    if interactions.frame.is_empty():
+        raise DataError(f"{interactions.source}: has no interactions, expected at least one")
+    rating = _ratings(interactions, columns.rating)
+    if scale is not None:
+        interactions, rating = _settle_outliers(interactions, rating, columns, scale, policies.outliers)
+    time = _times(interactions, columns.time)
+    ids = {side: _checked_ids(interactions, columns.of(side)) for side in SIDES}
+    tables = {
+        side: _entities(side, ids[side], columns, entities or {}, encoders or {}, display or {})
+        for side in SIDES
+    }
+    dataset = Dataset(
+        name,
+        users=tables["user"],
+        items=tables["item"],
+        user=_rows(ids["user"], tables["user"].ids),
+        item=_rows(ids["item"], tables["item"].ids),
+        rating=rating,
+        scale=scale or RatingScale.for_implicit(),
+        time=time,
+    )
+    dataset = _settle_duplicates(dataset, interactions, columns, policies.duplicates)
+    if scale is None and columns.rating is not None:
+        dataset = replace(dataset, scale=infer_scale(dataset.rating, interactions.source))
+    return dataset
+
+
+def infer_scale(rating: Tensor, source: str) -> RatingScale:
+    """The scale that ratings (float [n]) seem to be on.
+
+    Its ends are the least and the greatest rating. It has a step where all ratings are whole multiples of the smallest
+    distance from the least one, and at most 100 of those reach the greatest. Relevant are ratings in the upper quarter:
+    from the first step at or above ``low + 3/4 (high − low)``, which is 4 on 1–5 and 8 on 1–10.
+
+    Raises
+    ------
+    DataError
+        All ratings are equal.
+    """
+    distinct = rating.unique().double()
+    low, high = distinct[0].item(), distinct[-1].item()
+    if low == high:
+        raise DataError(
+            f"{source}: every rating is {low:g}, expected at least two different ones (or implicit feedback)"
+        )
+    step = _step(distinct)
+    return RatingScale(low, high, upper_quarter(low, high, step), step)
+
+
+def upper_quarter(low: float, high: float, step: float | None) -> float:
+    """Where the upper quarter of a scale begins: the first step at or above ``low + 3/4 (high − low)``."""
+    width = 0.75 * (high - low)
+    return low + (width if step is None else step * math.ceil(width / step - 1e-6))
+
+
+def _step(distinct: Tensor) -> float | None:
+    if len(distinct) > FINEST_SCALE:
+        return None
+    step = distinct.diff().min().item()
+    steps = (distinct - distinct[0]) / step
+    even = (steps - steps.round()).abs().max() < 1e-3 and steps[-1] < FINEST_SCALE - 0.5
+    return step if even else None
+
+
+def _checked_ids(table: Table, column: str) -> pl.Series:
+    ids = table.column(column)
+    if ids.dtype in (pl.Categorical, pl.Enum):
+        ids = ids.cast(pl.String)
+    if not (ids.dtype.is_integer() or ids.dtype == pl.String):
+        raise DataError(
+            f"{table.source}, column {column!r}: found {ids.dtype}, expected ids (integers or strings)"
+        )
+    if ids.null_count():
+        raise DataError(f"{table.at(_first(ids.is_null()), column)}: found no id")
+    return ids.cast(pl.Int64) if ids.dtype.is_integer() else ids
+
+
+def _ratings(table: Table, column: str | None) -> Tensor:
+    if column is None:
+        return torch.ones(table.frame.height)
+    values = table.column(column)
+    if not (values.dtype.is_numeric() or values.dtype == pl.Boolean):
+        raise DataError(
+            f"{table.source}, column {column!r}: found {values.dtype}, expected ratings (numbers)"
+        )
+    values = values.cast(pl.Float32)
+    wrong = ~values.is_finite().fill_null(False)
+    if wrong.any():
+        row = _first(wrong)
+        raise DataError(f"{table.at(row, column)}: found {_shown(values[row])}, expected a finite number")
+    return values.to_torch()
+
+
+def _times(table: Table, column: str | None) -> Tensor | None:
+    if column is None:
+        return None
+    values = table.column(column)
+    if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
+        values = values.dt.epoch("s")
+    if not values.dtype.is_integer():
+        raise DataError(
+            f"{table.source}, column {column!r}: found {values.dtype}, expected times (integers or dates)"
+        )
+    if values.null_count():
+        raise DataError(f"{table.at(_first(values.is_null()), column)}: found no time")
+    return values.cast(pl.Int64).to_torch()
+
+
+def _entities(
+    side: Side,
+    named: pl.Series,
+    columns: Columns,
+    entities: Mapping[Side, Table],
+    encoders: Mapping[Side, Mapping[str, EncoderSpec | None]],
+    display: Mapping[Side, str],
+) -> Entities:
+    key = columns.of(side)
+    ids = named.unique()
+    if side not in entities:
+        return Entities(ids.sort(), pl.DataFrame(height=len(ids)))
+    table = entities[side]
+    listed = _listed_ids(table, key, ids.dtype)
+    ids = pl.concat([ids, listed]).unique().sort()
+    attributes = [_attribute(table, name) for name in table.frame.columns if name != key]
+    lines = pl.DataFrame([listed, *attributes])
+    aligned = ids.to_frame().join(lines, on=key, how="left", maintain_order="left").drop(key)
+    shown = display.get(side)
+    if shown is not None and shown not in aligned.columns:
+        raise DataError(f"{table.source}: {unknown_name('column', shown, aligned.columns)}")
+    specs = {name: spec for name, spec in encoders.get(side, {}).items() if name in aligned.columns}
+    return Entities(ids, aligned, specs, shown)
+
+
+def _listed_ids(table: Table, key: str, expected: pl.DataType) -> pl.Series:
+    listed = _checked_ids(table, key)
+    if listed.dtype != expected and len(listed):
+        raise DataError(
+            f"{table.source}, column {key!r}: found {listed.dtype}, expected {expected} as in the interactions"
+        )
+    again = ~listed.is_first_distinct()
+    if again.any():
+        row = _first(again)
+        before = table.place(_first(listed == listed[row]))
+        raise DataError(
+            f"{table.at(row, key)}: id {listed[row]!r} is repeated, it stands at {before} already"
+        )
+    return listed.cast(expected)
+
+
+def _attribute(table: Table, name: str) -> pl.Series:
+    values = table.frame[name]
+    if not _is_attribute(values.dtype):
+        raise DataError(
+            f"{table.source}, column {name!r}: found {values.dtype}, expected numbers, strings, booleans or lists of them"
+        )
+    if values.dtype.is_float():
+        infinite = values.is_infinite().fill_null(False)
+        if infinite.any():
+            row = _first(infinite)
+            raise DataError(f"{table.at(row, name)}: found {_shown(values[row])}, expected a finite number")
+        values = values.fill_nan(None)
+    return values
+
+
+def _is_attribute(dtype: pl.DataType) -> bool:
+    if isinstance(dtype, (pl.List, pl.Array)):
+        return _is_attribute(dtype.inner)  # type: ignore[arg-type]
+    return dtype.is_numeric() or dtype in (
+        pl.String,
+        pl.Categorical,
+        pl.Enum,
+        pl.Boolean,
+        pl.Null,
+    )
+
+
+def _rows(ids: pl.Series, known: pl.Series) -> Tensor:
+    rows = pl.Series(np.arange(len(known), dtype=np.int32))
+    return ids.replace_strict(known, rows, return_dtype=pl.Int32).to_torch()
+
+
+def _settle_outliers(
+    table: Table, rating: Tensor, columns: Columns, scale: RatingScale, policy: Outliers
+) -> tuple[Table, Tensor]:
+    outside = (rating < scale.low) | (rating > scale.high)
+    if not outside.any():
+        return table, rating
+    if policy == "clip":
+        return table, scale.clip(rating)
+    if policy == "drop":
+        kept = torch.nonzero(~outside).squeeze(1)
+        return table.take(kept), rating[kept]
+    row = int(outside.int().argmax())
+    raise DataError(
+        f"{table.at(row, columns.rating or 'rating')}: found {_shown(rating[row].item())}, "
+        f"expected a rating from {scale.low:g} to {scale.high:g} (or outliers='drop' or 'clip')"
+    )
+
+
+def _settle_duplicates(dataset: Dataset, table: Table, columns: Columns, policy: Duplicates) -> Dataset:
+    pair = dataset.user.long() * len(dataset.items) + dataset.item
+    ordered = np.sort(pair.numpy())
+    if not (ordered[1:] == ordered[:-1]).any():
+        return dataset
+    if policy == "error":
+        raise DataError(_repeated(pl.Series(pair.numpy()), table, columns))
+    ratings = pl.DataFrame({"pair": pair.numpy(), "rating": dataset.rating.double().numpy()}).with_row_index(
+        "row"
+    )
+    if dataset.time is not None:
+        ratings = ratings.select(
+            pl.all().sort_by(pl.lit(pl.Series(dataset.time.numpy())), maintain_order=True)
+        )
+    kept = ratings.group_by("pair").agg(pl.col("row").last(), pl.col("rating").mean()).sort("row")
+    dataset = dataset.take(kept["row"].cast(pl.Int64).to_torch())
+    return (
+        dataset if policy == "last" else replace(dataset, rating=kept["rating"].cast(pl.Float32).to_torch())
+    )
+
+
+def _repeated(pair: pl.Series, table: Table, columns: Columns) -> str:
+    row = _first(~pair.is_first_distinct())
+    user, item = (table.frame[columns.of(side)][row] for side in SIDES)
+    return (
+        f"{table.source}, {table.place(row)}: user {user!r} and item {item!r} stand at "
+        f"{table.place(_first(pair == pair[row]))} already, expected once (or duplicates='last' or 'mean')"
+    )
+
+
+def _first(mask: pl.Series) -> int:
+    row = mask.arg_max()
+    assert row is not None
+    return row
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else f"{value:g}"

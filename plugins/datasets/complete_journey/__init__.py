@@ -1,0 +1,1 @@
+"""The data set that comes with metarec; see SOURCE.md."""
