@@ -1,0 +1,34 @@
+"""`unseen@k`: how many of the recommended the entity did not have before."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metarec import hookimpl
+from metarec.evaluation import CatalogueMetric, Scored
+
+
+class Unseen(CatalogueMetric):
+    """Share of the first k that the entity had not met before, in lists that do *not* leave those out. Ties go to the lower row.
+
+    The lists of all other metrics leave them out, so that this share would be 1.
+
+    Parameters
+    ----------
+    k : int, default 5
+        Length of the list.
+    """
+
+    name = "unseen"
+
+    def score(self, scored: Scored) -> Tensor:
+        """float64 [T]: each list's share."""
+        assert scored.seen is not None
+        return 1 - scored.seen[:, : self.k].to(torch.float64).mean(dim=1)
+
+
+@hookimpl
+def register_metrics(register):
+    """Add the metrics of this file."""
+    register(Unseen)
