@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 NAMESPACE = "metarec"
 
@@ -15,12 +17,14 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def _load() -> bool:
+    if os.environ.get("METAREC_CPP") == "0":
+        return False
     binaries = sorted(Path(__file__).parents[1].glob("_C*.so"))
     for binary in binaries:
         torch.ops.load_library(binary)
     if not binaries:
         warnings.warn(
-            "metarec runs without its native kernels (none were built): its reference ops in torch are slower",
+            "metarec has no native kernels (none were built): its reference ops in torch are slower",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -47,7 +51,11 @@ def register(
     qualified = f"{NAMESPACE}::{name}"
     if not NATIVE:
         _library.define(name + torch.library.infer_schema(reference, mutates_args=()))
-    _library.impl(name, reference, "CompositeExplicitAutograd")
+
+    def kernel(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(result.contiguous() for result in reference(*args))
+
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)

@@ -176,11 +176,9 @@ def cosine_topk(
     excluded_rows: Tensor | None,
     cosine: bool,
 ) -> tuple[Tensor, Tensor]:
-    table = items.double()
-    left = queries.double()
-    if cosine:
-        table = table / norms[:, None].clamp_min(NORM_EPSILON)
-        left = left / torch.linalg.vector_norm(left, dim=1, keepdim=True).clamp_min(NORM_EPSILON)
+    table, left = items.double(), queries.double()
+    lengths = norms.clamp_min(NORM_EPSILON)
+    query_lengths = torch.linalg.vector_norm(left, dim=1, keepdim=True).clamp_min(NORM_EPSILON)
     if excluded_offsets is not None and excluded_rows is not None:
         _check_offsets("cosine_topk: excluded offsets", excluded_offsets, excluded_rows.size(0))
         outside = (excluded_rows < 0) | (excluded_rows >= items.size(0))
@@ -191,7 +189,10 @@ def cosine_topk(
     rows = torch.empty(queries.size(0), k, dtype=torch.int64, device=queries.device)
     step = max(1, _TILE_SCORES // max(1, items.size(0)))
     for begin in range(0, queries.size(0), step):
-        tile = (left[begin : begin + step] @ table.mT).to(queries.dtype)
+        tile = left[begin : begin + step] @ table.mT
+        if cosine:
+            tile = tile / (query_lengths[begin : begin + step] * lengths)
+        tile = tile.to(queries.dtype)
         tile = torch.where(tile.isnan(), -math.inf, tile)
         if excluded_offsets is not None and excluded_rows is not None:
             bounds = excluded_offsets[begin : begin + tile.size(0) + 1]

@@ -1,0 +1,51 @@
+// The exact k best items of each query, by cosine or dot product.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "metarec/parallel.h"
+
+namespace metarec {
+
+enum class Similarity { cosine, dot };
+
+// A vector shorter than this has no direction: its cosine with anything is its dot product over this length.
+inline constexpr double kNormEpsilon = 1e-12;
+
+// How many items lie side by side in the compact codes.
+inline constexpr std::int64_t kCodeGroup = 16;
+
+// Items to search. Without codes the answers are the same, and single queries slower.
+template <class Real>
+struct ItemTable {
+  std::int64_t dim;
+  std::span<const Real> items;          // [count, dim]
+  std::span<const double> norms;        // [count]
+  std::span<const std::int8_t> codes;   // [groups, ceil(dim / 2), kCodeGroup, 2], or empty
+  std::span<const float> code_bounds;   // [groups, 2, kCodeGroup]: scale and error of each code, or empty
+
+  std::int64_t count() const { return static_cast<std::int64_t>(norms.size()); }
+};
+
+// Rows that a query must not get: query b never gets rows[offsets[b]] ... rows[offsets[b + 1] - 1].
+struct Excluded {
+  std::span<const std::int64_t> offsets;  // [queries + 1], or empty
+  std::span<const std::int64_t> rows;
+};
+
+// Computes the norms of items.
+template <class Real>
+void item_norms(std::int64_t dim, std::span<const Real> items, std::span<double> norms, const Parallel& parallel = {});
+
+// Computes the compact codes of items, for one similarity.
+void encode_items(std::int64_t dim, std::span<const float> items, std::span<const double> norms, Similarity similarity,
+                  std::span<std::int8_t> codes, std::span<float> code_bounds, const Parallel& parallel = {});
+
+// Writes the k best items of each query, best first, equal scores by lower row; what is missing is row -1.
+template <class Real>
+void cosine_topk(std::span<const Real> queries, const ItemTable<Real>& table, std::int64_t k, const Excluded& excluded,
+                 Similarity similarity, std::span<Real> scores, std::span<std::int64_t> rows,
+                 const Parallel& parallel = {});
+
+}  // namespace metarec

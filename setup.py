@@ -1,0 +1,131 @@
+"""Builds the native kernels; everything else is in pyproject.toml.
+
+Switches, as environment variables: METAREC_CPP=0 leaves the native kernels out, METAREC_CUDA=auto|0|1 chooses CUDA,
+METAREC_DEBUG=1 keeps symbols and assertions; CXX and MAX_JOBS mean what they mean elsewhere.
+"""
+
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "csrc/python"))
+from build_backend import TORCH_REQUIREMENT, find_torch
+
+# The first torch whose stable ABI has all that the kernels use. It makes every header outside that ABI an error.
+TORCH_TARGET_VERSION = "0x020d000000000000"
+
+
+def switch(name: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = os.environ.get(name, default)
+    if value not in allowed:
+        raise SystemExit(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def configure() -> dict[str, object]:
+    """Read the switches and look for the tools; what is found is printed and travels with the package."""
+    cpp = switch("METAREC_CPP", "1", ("0", "1"))
+    cuda = switch("METAREC_CUDA", "auto", ("auto", "0", "1"))
+    debug = switch("METAREC_DEBUG", "0", ("0", "1"))
+    if cuda == "1":
+        raise SystemExit("METAREC_CUDA=1, but this version has no CUDA kernels yet: unset METAREC_CUDA")
+    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    compiler = shutil.which(compiler.split()[0])
+    torch = find_torch() if cpp == "1" else None
+    if cpp == "1" and compiler is None:
+        print("WARNING: no C++ compiler: metarec is built without its native kernels", file=sys.stderr)
+    elif cpp == "1" and torch is None:
+        raise SystemExit(f"no {TORCH_REQUIREMENT} to build against: install it, or set METAREC_CPP=0")
+    return {
+        "native": cpp == "1" and compiler is not None,
+        "cuda": False,
+        "METAREC_CPP": cpp,
+        "METAREC_CUDA": cuda,
+        "METAREC_DEBUG": debug,
+        "MAX_JOBS": int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1),
+        "CXX": compiler,
+        "torch": str(torch) if torch else None,
+    }
+
+
+class BuildNative(build_ext):
+    """Compiles the sources in parallel, and says how to go on without them where that fails."""
+
+    def build_extensions(self) -> None:
+        compile_serially = self.compiler.compile
+
+        def compile_in_parallel(sources, **options):
+            with ThreadPoolExecutor(BUILD["MAX_JOBS"]) as pool:
+                compiled = pool.map(lambda source: compile_serially([source], **options), sources)
+                return [path for paths in compiled for path in paths]
+
+        self.compiler.compile = compile_in_parallel
+        try:
+            super().build_extensions()
+        except CompileError as error:
+            raise SystemExit(
+                f"{error}\nThe native kernels of metarec did not compile (see above). They need a C++20 compiler; "
+                "METAREC_CPP=0 installs metarec without them."
+            ) from error
+
+
+class BuildPython(build_py):
+    """Adds the record of the build that :func:`metarec.build_info` shows."""
+
+    def run(self) -> None:
+        super().run()
+        package = ROOT / "metarec" if self.editable_mode else Path(self.build_lib) / "metarec"
+        (package / "_build.json").write_text(json.dumps(BUILD, indent=2) + "\n")
+        if self.editable_mode and not BUILD["native"]:
+            for stale in package.glob("_C*.so"):
+                stale.unlink()
+
+
+def native_extension(torch: Path) -> Extension:
+    sources = sorted(ROOT.glob("csrc/core/*.cpp")) + sorted(ROOT.glob("csrc/ops/**/*.cpp"))
+    headers = [*ROOT.glob("csrc/**/*.h"), *torch.glob("version.py")]
+    debug = BUILD["METAREC_DEBUG"] == "1"
+    return Extension(
+        "metarec._C",
+        [str(path.relative_to(ROOT)) for path in [*sources, ROOT / "csrc/python/module.cpp"]],
+        depends=[str(path) for path in headers],
+        include_dirs=["csrc/include"],
+        library_dirs=[str(torch / "lib")],
+        libraries=["torch_cpu"],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", "0x030b0000")],
+        # ISO mode would forbid to fuse a product and a sum, which is what the kernels are made of.
+        extra_compile_args=["-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        + (["-O0", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"] if debug else ["-O3", "-g0"])
+        + ["-isystem", str(torch / "include")],
+        py_limited_api=True,
+        language="c++",
+    )
+
+
+BUILD = configure()
+if {"bdist_wheel", "build_ext", "editable_wheel", "install", "develop", "build"} & set(sys.argv):
+    print("metarec build:", ", ".join(f"{key}={value}" for key, value in BUILD.items()), file=sys.stderr)
+
+plugins = ["metarec.plugins", *(f"metarec.plugins.{name}" for name in find_packages("plugins"))]
+setup(
+    packages=[*find_packages(include=["metarec", "metarec.*"]), *plugins, "metarec.csrc"],
+    package_dir={"metarec.plugins": "plugins", "metarec.csrc": "csrc"},
+    package_data={
+        "": ["*.html", "*.css", "*.json", "py.typed"],
+        "metarec.plugins": ["**/*.parquet", "**/*.json", "**/*.html", "**/*.css"],
+        "metarec.csrc": ["CMakeLists.txt", "cmake/*", "include/metarec/*.h", "core/*"],
+    },
+    include_package_data=False,
+    ext_modules=[native_extension(Path(BUILD["torch"]))] if BUILD["native"] else [],
+    cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
+)
