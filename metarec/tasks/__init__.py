@@ -1,6 +1,6 @@
 """Support/query tasks and the protocols that make them."""
 
-from metarec.tasks.building import Partition, SupportSize, random_places, support_curve
+from metarec.tasks.building import Partition, SupportSize, draw_queries, random_places, support_curve
 from metarec.tasks.protocol import SCENARIOS, Cell, Protocol, Split
 from metarec.tasks.task import EntityRows, Query, Ragged, Support, Tasks
 
@@ -16,6 +16,7 @@ __all__ = [
     "Support",
     "SupportSize",
     "Tasks",
+    "draw_queries",
     "random_places",
     "support_curve",
 ]

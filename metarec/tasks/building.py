@@ -51,7 +51,7 @@ class Partition:
         if training.numel() == 0:
             raise DataError(f"data set {dataset.name!r}: no interaction is left for training")
         chosen = dataset.take(training)
-        users, items = chosen.user.long().unique(), chosen.item.long().unique()
+        users, items = _distinct(chosen.user), _distinct(chosen.item)
         train = chosen.restrict(users, items)
         encoders = fit_encoders(train)
         return cls(
@@ -94,7 +94,7 @@ class Partition:
         """
         entity_of = self.dataset.rows(side).long()
         partner_of = self.dataset.rows(partner_side(side)).long()
-        entity = entity_of[query].unique()
+        entity = _distinct(entity_of[query])
         task_of = _places(entity, len(self.dataset.entities(side)))[entity_of]
         support = support[task_of[support] >= 0]
         support = support[task_of[support].argsort(stable=True)]
@@ -122,6 +122,29 @@ class Partition:
         features = self.dataset.entities(side).features
         assert features is not None, "`of` encodes both sides"
         return EntityRows(self.rows(side), features)
+
+
+def draw_queries(
+    owner: Tensor, count: int, generator: torch.Generator, *, least: int, most: int
+) -> tuple[Tensor, Tensor]:
+    """`count` random entries of every owner that has `least` to `most` of them, and the rest of these owners' entries.
+
+    Parameters
+    ----------
+    owner : int [n]
+        Whose each entry is.
+    count : int
+    generator : torch.Generator
+    least, most : int
+
+    Returns
+    -------
+    rest, queries : bool [n]
+    """
+    sizes = torch.bincount(owner)[owner]
+    kept = (sizes >= least) & (sizes <= most)
+    is_query = random_places(owner, generator) < count
+    return kept & ~is_query, kept & is_query
 
 
 def random_places(owner: Tensor, generator: torch.Generator) -> Tensor:
@@ -158,6 +181,11 @@ def support_curve(
         else Cell(scenario, size, replace(tasks, support=whole.first(size)), lists)
         for size in sizes
     ]
+
+
+def _distinct(rows: Tensor) -> Tensor:
+    """int64: the different values of `rows`, rising."""
+    return torch.bincount(rows).nonzero().flatten()
 
 
 def _places(chosen: Tensor, count: int) -> Tensor:

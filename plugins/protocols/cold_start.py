@@ -44,10 +44,10 @@ class ColdStart(Protocol):
         Share of the users and of the items that are new.
     query : float, default 0.5
         Share of a newcomer's ratings that are its query, rounded down.
-    warm_query : float, default 0.1
+    warm_query : float, default 0.2
         Share of a known user's ratings that are held out of training, rounded down; one rating of each item, drawn
         at random, is never among them.
-    min_support, min_query : int, default 5
+    min_support, min_query : int, default 5 and 3
         A task with fewer ratings to draw supports from, or a smaller query, is left out.
     support_sizes : tuple of int or "all", default (0, 1, 3, 5, 10, 20, "all")
         Ratings in the supports of newcomers.
@@ -61,9 +61,9 @@ class ColdStart(Protocol):
         new_users: Share = 0.2,
         new_items: Share = 0.2,
         query: Share = 0.5,
-        warm_query: Share = 0.1,
+        warm_query: Share = 0.2,
         min_support: Annotated[int, Range(0, 1_000_000)] = 5,
-        min_query: Annotated[int, Range(1, 1_000_000)] = 5,
+        min_query: Annotated[int, Range(1, 1_000_000)] = 3,
         support_sizes: tuple[SupportSize, ...] = (0, 1, 3, 5, 10, 20, "all"),
     ) -> None:
         self.new_users = new_users
