@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from metarec.errors import MetarecError as MetarecError
     from metarec.experiment import create_algorithm as create_algorithm
     from metarec.experiment import load_dataset as load_dataset
-    from metarec.experiment import run as run
+    from metarec.experiment import run_experiment as run_experiment
     from metarec.experiment import split as split
     from metarec.hookspecs import hookimpl as hookimpl
     from metarec.learning import Adapted as Adapted
@@ -44,7 +44,7 @@ _HOMES = {
     "config": ("RunConfig",),
     "data": ("Dataset", "Entities", "RatingScale"),
     "errors": ("MetarecError",),
-    "experiment": ("create_algorithm", "load_dataset", "run", "split"),
+    "experiment": ("create_algorithm", "load_dataset", "run_experiment", "split"),
     "hookspecs": ("hookimpl",),
     "learning": ("Adapted", "Algorithm", "Prediction", "Run"),
     "options": ("Range",),

@@ -61,24 +61,24 @@ def register_commands(register: Callable[[Callable[..., Any]], None]) -> None:
 
 @hookspec(historic=True)
 def configure(config: RunConfig) -> None:
-    """See a run's validated configuration before it starts; late plugins are told as well."""
+    """See the validated `config` of a run before it starts; late plugins are told as well."""
 
 
 @hookspec
 def before_fit(algorithm: Algorithm, train: Dataset) -> None:
-    """See an algorithm and its training set before it fits."""
+    """See `algorithm` and its training set `train` before it fits."""
 
 
 @hookspec
 def after_epoch(algorithm: Algorithm, epoch: int, values: Mapping[str, float]) -> None:
-    """Follow training: called after each pass with what it measured."""
+    """Follow the training of `algorithm`: the `values` that it measured after the pass number `epoch`."""
 
 
 @hookspec
 def after_fit(algorithm: Algorithm, train: Dataset) -> None:
-    """See a fitted algorithm."""
+    """See `algorithm`, fitted on `train`."""
 
 
 @hookspec
 def after_evaluate(report: Report) -> None:
-    """See the finished report before the reporters write it."""
+    """See the finished `report` before the reporters write it."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import pluggy
 
-from metarec import hookspecs
+from metarec import __version__, hookspecs
 from metarec.errors import ConfigError, PluginError, unknown_name
 from metarec.options import build
 
@@ -98,6 +98,8 @@ class PluginManager(pluggy.PluginManager):
         self.encoders = Registry("encoder")
         self.reporters = Registry("reporter")
         self.commands = Registry("command")
+        self.left_out: dict[str, str] = {}
+        """Installed plugins that could not be loaded, and why."""
 
     @property
     def registries(self) -> dict[str, Registry]:
@@ -121,7 +123,10 @@ class PluginManager(pluggy.PluginManager):
         self._check_hooks(plugin, called)
         try:
             registered = super().register(plugin, name)
-        except (pluggy.PluginValidationError, ValueError) as error:
+        except pluggy.PluginValidationError as error:
+            super().unregister(plugin)  # pluggy keeps the hooks that it took before the wrong one
+            raise PluginError(f"plugin {called!r}: {_one_line(error)}") from error
+        except ValueError as error:  # it is registered already
             raise PluginError(f"plugin {called!r}: {_one_line(error)}") from error
         if registered is None:  # blocked by name
             return None
@@ -140,6 +145,13 @@ class PluginManager(pluggy.PluginManager):
         for registry in self.registries.values():
             registry.remove(owner or "")
         return super().unregister(plugin, name)
+
+    def version(self, name: str) -> str | None:
+        """The version of the package that brings the plugin `name`; None for one from a file."""
+        if getattr(self.get_plugin(name), "__name__", "").startswith(f"{BUILT_INS}."):
+            return __version__
+        installed = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+        return next((point.dist.version for point in installed if point.name == name and point.dist), None)
 
     def register_file(self, path: Path) -> None:
         """Load a plugin from a Python file.
@@ -222,6 +234,7 @@ def _register_installed(manager: PluginManager, entry_point: importlib.metadata.
         manager.register(entry_point.load(), name=entry_point.name)
     except Exception as error:
         what = _one_line(error).removeprefix(f"plugin {entry_point.name!r}: ")
+        manager.left_out[entry_point.name] = what
         warnings.warn(f"plugin {entry_point.name!r} is left out: {what}", PluginWarning, stacklevel=2)
 
 

@@ -1,0 +1,280 @@
+"""Saves and loads recommenders: a folder of `manifest.json` and safetensors files that any language can read.
+
+``manifest.json`` says what was fitted and holds its numbers, strings, encoders and rating scale, and the size and
+SHA-256 of each tensor file. ``algorithm.safetensors`` holds the tensors that the algorithm learnt, named by their path
+in its state. ``users.safetensors`` and ``items.safetensors`` hold the known entities: ids (int64, or text), names
+(text), features (CSR) and popularity; a text column is its UTF-8 bytes, one string after another, and int64 offsets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from metarec.atomic import replacing
+from metarec.data import Block, Features, RatingScale, Side
+from metarec.errors import ArtifactError, ConfigError, DataError
+from metarec.features import SideEncoders
+from metarec.learning import Algorithm
+from metarec.options import first_problem
+from metarec.pluginmanager import PluginManager, plugin_manager
+from metarec.serving import Catalogue, Recommender
+
+FORMAT = "metarec-artifact"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class _File(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Fitted(BaseModel):
+    name: str
+    plugin: str
+    plugin_version: str | None
+    options: dict[str, Any]
+    state: dict[str, Any]
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: str
+    format_version: int
+    algorithm: _Fitted
+    encoders: dict[str, Any]
+    blocks: dict[Side, list[Block]]
+    scale: RatingScale
+    files: dict[str, _File]
+
+
+def save(recommender: Recommender, path: str | Path, *, plugins: PluginManager | None = None) -> None:
+    """Write a recommender to the folder `path`, whole or not at all; an artifact that is there is replaced.
+
+    Parameters
+    ----------
+    recommender : Recommender
+    path : str or Path
+    plugins : PluginManager, optional
+        Where the algorithm is registered; default: the program's.
+
+    Raises
+    ------
+    ArtifactError
+        The place cannot be written or holds something else, the algorithm is no registered one, or its state holds
+        something that is no tensor, number, string or mapping of them (named).
+    """
+    path = Path(path)
+    _check_place(path)
+    files, manifest = _contents(recommender, plugins or plugin_manager())
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as folder:
+            folder.mkdir()
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            (folder / MANIFEST).write_text(_sealed(manifest), encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def load(path: str | Path, *, plugins: PluginManager | None = None) -> Recommender:
+    """Read the recommender in the folder `path`; it gives the same numbers as the one that was saved.
+
+    Raises
+    ------
+    ArtifactError
+        The folder is missing, is no artifact or a newer one, a file of it is missing or damaged, or its plugin is
+        missing or has an incompatible version.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    tensors = {name: _read_tensors(path / name, file) for name, file in manifest.files.items()}
+    try:
+        return Recommender(
+            algorithm=_algorithm(manifest.algorithm, tensors["algorithm.safetensors"], plugins or plugin_manager()),
+            encoders=SideEncoders.from_table(manifest.encoders),
+            users=_catalogue("user", tensors["users.safetensors"], manifest.blocks["user"]),
+            items=_catalogue("item", tensors["items.safetensors"], manifest.blocks["item"]),
+            scale=manifest.scale,
+        )
+    except (ArtifactError, ConfigError, DataError) as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    except KeyError as error:
+        raise ArtifactError(f"{path}: is no whole artifact: {error.args[0]!r} is missing") from None
+
+
+def _contents(recommender: Recommender, plugins: PluginManager) -> tuple[dict[str, bytes], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    state = {name: _node(value, name, tensors) for name, value in recommender.algorithm.state().items()}
+    files = {
+        "algorithm.safetensors": save_tensors(tensors),
+        "users.safetensors": save_tensors(_columns(recommender.users)),
+        "items.safetensors": save_tensors(_columns(recommender.items)),
+    }
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "algorithm": {**_plugin(recommender.algorithm, plugins), "state": state},
+        "encoders": recommender.encoders.table(),
+        "blocks": {c.side: [asdict(b) for b in c.features.blocks] for c in (recommender.users, recommender.items)},
+        "scale": asdict(recommender.scale),
+        "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()},
+    }
+    return files, manifest
+
+
+def _plugin(algorithm: Algorithm, plugins: PluginManager) -> dict[str, Any]:
+    name = algorithm.name
+    if plugins.algorithms.get(name) is not type(algorithm):
+        raise ArtifactError(f"algorithm {name!r} is registered by no plugin: an artifact of it could not be loaded")
+    owner = plugins.algorithms.owner(name)
+    options = algorithm.options()
+    return {"name": name, "plugin": owner, "plugin_version": plugins.version(owner), "options": options}
+
+
+def _node(value: Any, where: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What the manifest says of one value of a state; its tensors go to `tensors` under their path."""
+    if isinstance(value, Tensor) and value.layout is torch.strided:
+        tensors[where] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": where}
+    if isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return {"value": value}
+    if isinstance(value, Mapping) and all(isinstance(key, str) and "/" not in key for key in value):
+        return {"mapping": {key: _node(part, f"{where}/{key}", tensors) for key, part in value.items()}}
+    raise ArtifactError(
+        f"algorithm attribute {where!r} is a {type(value).__name__}, expected a tensor, a finite number, a string or a mapping of them"
+    )
+
+
+def _value(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    if "mapping" in node:
+        return {key: _value(part, tensors) for key, part in node["mapping"].items()}
+    return tensors[node["tensor"]] if "tensor" in node else node["value"]
+
+
+def _columns(known: Catalogue) -> dict[str, Tensor]:
+    ids = {"ids": torch.tensor(known.ids.to_list())} if known.ids.dtype == pl.Int64 else _text("ids", known.ids)
+    return {
+        **ids,
+        **_text("names", known.names),
+        "popularity": known.popularity.contiguous(),
+        "features.offsets": known.features.offsets.contiguous(),
+        "features.columns": known.features.columns.contiguous(),
+        "features.values": known.features.values.contiguous(),
+    }
+
+
+def _catalogue(side: Side, columns: Mapping[str, Tensor], blocks: list[Block]) -> Catalogue:
+    ids = pl.Series("ids", columns["ids"].numpy()) if "ids" in columns else _series("ids", columns)
+    offsets, entries = columns["features.offsets"], columns["features.columns"]
+    width = blocks[-1].stop if blocks else 0
+    features = Features(offsets, entries, columns["features.values"], width, tuple(blocks))
+    return Catalogue(side, ids, _series("names", columns), features, columns["popularity"])
+
+
+def _text(name: str, column: pl.Series) -> dict[str, Tensor]:
+    lengths = torch.tensor(column.str.len_bytes().to_list(), dtype=torch.int64)
+    content = bytearray("".join(column), "utf-8")
+    return {
+        f"{name}.offsets": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        f"{name}.bytes": torch.frombuffer(content, dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8),
+    }
+
+
+def _series(name: str, columns: Mapping[str, Tensor]) -> pl.Series:
+    content = columns[f"{name}.bytes"].numpy().tobytes()
+    ends = columns[f"{name}.offsets"].tolist()
+    return pl.Series(name, [content[start:stop].decode() for start, stop in pairwise(ends)], dtype=pl.String)
+
+
+def _algorithm(fitted: _Fitted, tensors: Mapping[str, Tensor], plugins: PluginManager) -> Algorithm:
+    if fitted.name not in plugins.algorithms:
+        version = f" {fitted.plugin_version}" if fitted.plugin_version else ""
+        raise ArtifactError(f"needs the plugin {fitted.plugin!r}{version} for algorithm {fitted.name!r}: it is not loaded")
+    installed = plugins.version(plugins.algorithms.owner(fitted.name))
+    if fitted.plugin_version and installed and _line(fitted.plugin_version) != _line(installed):
+        raise ArtifactError(f"was made by plugin {fitted.plugin!r} {fitted.plugin_version}, {installed} is installed")
+    algorithm: Algorithm = plugins.algorithms.create(fitted.name, **fitted.options)
+    return algorithm.restore({name: _value(node, tensors) for name, node in fitted.state.items()})
+
+
+def _line(version: str) -> tuple[str, ...]:
+    """The part of a version whose change may break: 2 of 2.3.1, 0.3 of 0.3.1."""
+    parts = version.split(".")
+    return tuple(parts[:2] if parts[0] == "0" else parts[:1])
+
+
+def _sealed(manifest: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps({**manifest, "seal": _seal(manifest)}, indent=1, ensure_ascii=False)
+    except TypeError as error:
+        raise ArtifactError(f"an option of the algorithm cannot be saved: {error}") from None
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _check_place(path: Path) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    try:
+        _raw_manifest(path)
+    except ArtifactError:
+        raise ArtifactError(f"{path}: holds something else than an artifact: it is left alone") from None
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    values = _raw_manifest(path)
+    version = values.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ArtifactError(f"{path}: has format version {version}, expected at most {FORMAT_VERSION}: upgrade metarec")
+    if values.pop("seal", None) != _seal(values):
+        raise ArtifactError(f"{path / MANIFEST}: is damaged: its contents do not fit its checksum")
+    try:
+        return _Manifest.model_validate(values)
+    except ValidationError as error:
+        raise ArtifactError(f"{path / MANIFEST}: {first_problem(error)}") from None
+
+
+def _raw_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: no such folder")
+    if not (path / MANIFEST).is_file():
+        raise ArtifactError(f"{path}: is no artifact of metarec: it has no {MANIFEST}")
+    try:
+        values = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path / MANIFEST}: is damaged: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: is no artifact of metarec: its {MANIFEST} is of something else")
+    return values
+
+
+def _read_tensors(path: Path, expected: _File) -> dict[str, Tensor]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) != expected.bytes:
+        raise ArtifactError(f"{path}: is damaged: it has {len(content)} bytes, expected {expected.bytes}")
+    if hashlib.sha256(content).hexdigest() != expected.sha256:
+        raise ArtifactError(f"{path}: is damaged: its contents do not fit its checksum")
+    tensors: dict[str, Tensor] = load_tensors(content)
+    return tensors

@@ -1,0 +1,297 @@
+"""The suite that an algorithm must pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from metarec import artifact
+from metarec.learning import Algorithm, Explainable, Factorized, Prediction, Run, Updatable
+from metarec.options import build, options_of
+from metarec.pluginmanager import PluginManager
+from metarec.serving import Recommender
+from metarec.tasks import SCENARIOS, Query, Support, Tasks
+from metarec.testing.world import SmallWorld, small_world
+
+
+class AlgorithmConformance:
+    """Subclass it in a test file, name the class ``Test…`` and set `algorithm`.
+
+    It fits the algorithm on a small world, for each kind of feedback and in each scenario that the algorithm declares.
+
+    Attributes
+    ----------
+    algorithm : type[Algorithm]
+    options : mapping
+        Options to make it with, such as few epochs; default none.
+    tolerance : float
+        How far float32 results that should be the same may be apart; default 1e-4.
+    """
+
+    algorithm: ClassVar[type[Algorithm]]
+    options: ClassVar[Mapping[str, Any]] = {}
+    tolerance: ClassVar[float] = 1e-4
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run each test for each kind of feedback and each scenario."""
+        for argument, values in (("feedback", self.algorithm.feedback), ("scenario", self.algorithm.scenarios)):
+            if argument in metafunc.fixturenames:
+                metafunc.parametrize(argument, values)
+
+    @pytest.fixture
+    def world(self, feedback: str) -> SmallWorld:
+        """A small world with this feedback."""
+        return small_world(implicit=feedback == "implicit")
+
+    @pytest.fixture
+    def tasks(self, world: SmallWorld, scenario: str) -> Tasks:
+        """Its tasks in this scenario."""
+        return world.tasks(scenario)
+
+    @pytest.fixture
+    def fitted(self, feedback: str) -> Algorithm:
+        """The algorithm, fitted on this world."""
+        return _fitted(type(self), feedback, torch.float32)
+
+    def test_declares_what_it_is(self) -> None:
+        """`name` is a string; `scenarios` and `feedback` hold known words."""
+        assert isinstance(self.algorithm.name, str), "name must be a string"
+        _subset("scenarios", self.algorithm.scenarios, SCENARIOS)
+        _subset("feedback", self.algorithm.feedback, ("explicit", "implicit"))
+
+    def test_options_are_typed_and_stored_unchanged(self) -> None:
+        """``__init__`` takes keyword-only, typed options and only stores them."""
+        made = _made(type(self))
+        expected = {option.name: option.default for option in options_of(self.algorithm)} | dict(self.options)
+        for name, value in expected.items():
+            assert hasattr(made, name), f"__init__ must store the option {name!r} under its name"
+            assert getattr(made, name) == value, f"__init__ must store {name!r} unchanged, found {getattr(made, name)!r}"
+        assert not made.state(), f"__init__ must only store options, found {', '.join(made.state())}"
+
+    def test_fit_returns_self(self, world: SmallWorld) -> None:
+        """So that ``Mine().fit(train)`` is the fitted one."""
+        made = _made(type(self))
+        assert made.fit(world.split.train) is made, "fit must return self"
+
+    def test_what_fit_learns_ends_in_an_underscore(self, fitted: Algorithm) -> None:
+        """Else an artifact would lack it."""
+        learnt = set(vars(fitted)) - set(vars(_made(type(self)))) - set(fitted.state())
+        assert not learnt, f"fit must store what it learns under names that end in '_', found {', '.join(sorted(learnt))}"
+
+    def test_fit_leaves_its_input_alone(self, world: SmallWorld) -> None:
+        """The training set is shared by all algorithms of a run."""
+        train = copy.deepcopy(world.split.train)
+        _made(type(self)).fit(train)
+        _assert_unchanged(train, world.split.train, "fit", "train")
+
+    def test_adapt_and_predict_leave_their_input_alone(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """So are the tasks."""
+        support, query = copy.deepcopy((tasks.support, tasks.query))
+        adapted = fitted.adapt(support)
+        _assert_unchanged(support, tasks.support, "adapt", "support")
+        kept = copy.deepcopy(adapted)
+        fitted.predict(adapted, query)
+        _assert_unchanged(query, tasks.query, "predict", "query")
+        _assert_unchanged(adapted, kept, "predict", "adapted")
+
+    def test_prediction_has_the_right_shape(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """One finite mean per query partner; ``0 ≤ noise ≤ variance`` and ``variance > 0`` where there are such."""
+        _assert_sound(_predicted(fitted, tasks), tasks.query, torch.float32)
+
+    def test_empty_supports_and_empty_queries_work(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """No rating at all is the commonest cold start."""
+        nothing = replace(
+            tasks.support,
+            offsets=torch.zeros_like(tasks.support.offsets),
+            partner=tasks.support.partner[:0],
+            rating=tasks.support.rating[:0],
+        )
+        _assert_sound(fitted.predict(fitted.adapt(nothing), tasks.query), tasks.query, torch.float32)
+        no_query = replace(tasks.query, offsets=torch.zeros_like(tasks.query.offsets), partner=tasks.query.partner[:0])
+        _assert_sound(fitted.predict(fitted.adapt(tasks.support), no_query), no_query, torch.float32)
+        none = torch.zeros(0, dtype=torch.int64)
+        _assert_sound(_predicted(fitted, tasks.select(none)), tasks.query.select(none), torch.float32)
+
+    def test_a_batch_is_its_tasks_one_by_one(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """No task sees another, and their order does not matter."""
+        together = _predicted(fitted, tasks)
+        for task in range(len(tasks)):
+            this = torch.tensor([task])
+            entries = tasks.query.entries(this)[1]
+            self._same(_predicted(fitted, tasks.select(this)), _take(together, entries), f"task {task} alone")
+        turned = torch.arange(len(tasks)).flip(0)
+        entries = tasks.query.entries(turned)[1]
+        self._same(_predicted(fitted, tasks.select(turned)), _take(together, entries), "the tasks in another order")
+
+    def test_adapted_can_be_sliced(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """``adapted.select`` gives the state of some of the tasks."""
+        some = torch.arange(len(tasks)).flip(0)[::2]
+        sliced = fitted.predict(fitted.adapt(tasks.support).select(some), tasks.query.select(some))
+        expected = _take(_predicted(fitted, tasks), tasks.query.entries(some)[1])
+        self._same(sliced, expected, "adapted.select(tasks)")
+
+    def test_order_of_the_support_does_not_matter(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """A support is a set."""
+        turned = _reversed(tasks.support)
+        found = fitted.predict(fitted.adapt(turned), tasks.query)
+        self._same(found, _predicted(fitted, tasks), "the support in another order")
+
+    def test_works_in_float64(self, feedback: str, tasks: Tasks) -> None:
+        """So that oracles can be strict."""
+        fitted = _fitted(type(self), feedback, torch.float64)
+        adapted = fitted.adapt(tasks.support.to(dtype=torch.float64))
+        query = tasks.query.to(dtype=torch.float64)
+        _assert_sound(fitted.predict(adapted, query), query, torch.float64)
+
+    def test_one_seed_gives_one_result(self, fitted: Algorithm, world: SmallWorld, tasks: Tasks) -> None:
+        """Bit for bit."""
+        again = _predicted(_made(type(self)).fit(world.split.train, run=Run(seed=1)), tasks)
+        assert torch.equal(again.mean, _predicted(fitted, tasks).mean), "two fits with one seed must predict the same"
+
+    def test_saved_and_loaded_it_predicts_the_same(
+        self, fitted: Algorithm, world: SmallWorld, tasks: Tasks, tmp_path: Path
+    ) -> None:
+        """Bit for bit, through an artifact."""
+        plugins = PluginManager()
+        plugins.algorithms.add(self.algorithm.name, self.algorithm, owner="conformance")
+        artifact.save(Recommender.from_split(fitted, world.split), tmp_path / "saved", plugins=plugins)
+        loaded = artifact.load(tmp_path / "saved", plugins=plugins).algorithm
+        found, expected = _predicted(loaded, tasks), _predicted(fitted, tasks)
+        for field in fields(Prediction):
+            before, after = getattr(expected, field.name), getattr(found, field.name)
+            same = before is after is None or torch.equal(before, after)
+            assert same, f"{field.name} differs after saving and loading"
+
+    def test_factors_give_the_mean(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """`Factorized`: the dot product of query and candidate factors."""
+        if not isinstance(fitted, Factorized):
+            pytest.skip(f"{fitted.name} is not Factorized")
+        queries = fitted.query_factors(fitted.adapt(tasks.support))
+        candidates = fitted.candidate_factors(tasks.support.side, tasks.query.partners)
+        dot = (queries[tasks.query.owner] * candidates[tasks.query.partner]).sum(1)
+        self._close(dot, _predicted(fitted, tasks).mean, "the factors' dot product", "the predicted mean")
+
+    def test_absorb_is_adapting_to_all_and_forget_undoes_it(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """`Updatable`: as if the rating had been in the support, or had not."""
+        if not isinstance(fitted, Updatable):
+            pytest.skip(f"{fitted.name} is not Updatable")
+        some = (tasks.support.counts > 0).nonzero().squeeze(1)
+        tasks = tasks.select(some)
+        last = tasks.support.offsets[1:] - 1
+        one = _entries(tasks.support, last, torch.ones(len(tasks), dtype=torch.int64))
+        kept = torch.ones(tasks.support.partner.numel(), dtype=torch.bool).index_fill(0, last, False).nonzero().squeeze(1)
+        rest = _entries(tasks.support, kept, tasks.support.counts - 1)
+        all_at_once, without = fitted.adapt(tasks.support), fitted.adapt(rest)
+        expected = fitted.predict(all_at_once, tasks.query)
+        self._same(fitted.predict(fitted.absorb(without, one), tasks.query), expected, "absorbing the last rating")
+        expected = fitted.predict(without, tasks.query)
+        self._same(fitted.predict(fitted.forget(all_at_once, one), tasks.query), expected, "forgetting the last rating")
+
+    def test_explanation_adds_up(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """`Explainable`: baseline + contributions = mean where additive; else each is the effect of leaving one out."""
+        if not isinstance(fitted, Explainable):
+            pytest.skip(f"{fitted.name} is not Explainable")
+        explanation = fitted.explain(fitted.adapt(tasks.support), tasks.support, tasks.query)
+        counts = tasks.support.counts[tasks.query.owner]
+        assert torch.equal(explanation.offsets.diff(), counts), "one contribution per support rating is expected"
+        mean = _predicted(fitted, tasks).mean
+        owner = torch.repeat_interleave(torch.arange(mean.numel()), counts)
+        if explanation.kind == "additive":
+            total = explanation.baseline.index_add(0, owner, explanation.contribution)
+            self._close(total, mean, "baseline + contributions", "the predicted mean")
+        else:
+            without = self._leave_one_out(fitted, tasks)
+            self._close(explanation.contribution, mean[owner] - without, "a contribution", "the effect of its rating")
+
+    def _leave_one_out(self, fitted: Algorithm, tasks: Tasks) -> Tensor:
+        """The mean of each query partner without each rating of its task's support."""
+        means: list[Tensor] = []
+        for task in range(len(tasks)):
+            this = tasks.select(torch.tensor([task]))
+            count = int(this.support.counts)
+            left_out = [
+                _entries(this.support, torch.arange(count)[torch.arange(count) != j], torch.tensor([count - 1]))
+                for j in range(count)
+            ]
+            each = [fitted.predict(fitted.adapt(support), this.query).mean for support in left_out]
+            means.append(torch.stack(each, 1).flatten() if each else this.rating.new_zeros(0))
+        return torch.cat(means)
+
+    def _same(self, found: Prediction, expected: Prediction, what: str) -> None:
+        self._close(found.mean, expected.mean, f"the mean with {what}", "that of the batch")
+        if expected.variance is not None and found.variance is not None:
+            self._close(found.variance, expected.variance, f"the variance with {what}", "that of the batch")
+
+    def _close(self, found: Tensor, expected: Tensor, what: str, like: str) -> None:
+        assert found.shape == expected.shape, f"{what} has shape {list(found.shape)}, expected {list(expected.shape)}"
+        apart = (found - expected).abs().max().item() if found.numel() else 0.0
+        assert apart <= self.tolerance, f"{what} must be {like}: they are up to {apart:.3g} apart"
+
+
+def _made(suite: type[AlgorithmConformance]) -> Algorithm:
+    return build(suite.algorithm, suite.options, what=f"algorithm {suite.algorithm.name!r}")
+
+
+@cache
+def _fitted(suite: type[AlgorithmConformance], feedback: str, dtype: torch.dtype) -> Algorithm:
+    train = small_world(implicit=feedback == "implicit").split.train
+    return _made(suite).fit(train, run=Run(dtype=dtype, seed=1))
+
+
+def _predicted(fitted: Algorithm, tasks: Tasks) -> Prediction:
+    return fitted.predict(fitted.adapt(tasks.support), tasks.query)
+
+
+def _take(prediction: Prediction, entries: Tensor) -> Prediction:
+    values = (getattr(prediction, field.name) for field in fields(prediction))
+    return Prediction(*(None if value is None else value[entries] for value in values))
+
+
+def _entries(support: Support, entries: Tensor, counts: Tensor) -> Support:
+    """The support with only these entries, `counts` per task."""
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return replace(support, offsets=offsets, partner=support.partner[entries], rating=support.rating[entries])
+
+
+def _reversed(support: Support) -> Support:
+    owner = support.owner
+    entries = support.offsets[:-1][owner] + support.offsets[1:][owner] - 1 - torch.arange(owner.numel())
+    return _entries(support, entries, support.counts)
+
+
+def _subset(attribute: str, found: tuple[str, ...], known: tuple[str, ...]) -> None:
+    right = isinstance(found, tuple) and len(found) > 0 and set(found) <= set(known)
+    assert right, f"{attribute} must be a tuple of some of {', '.join(known)}, found {found!r}"
+
+
+def _assert_sound(prediction: Prediction, query: Query, dtype: torch.dtype) -> None:
+    count = query.partner.numel()
+    for field in fields(prediction):
+        value = getattr(prediction, field.name)
+        if value is None and field.name != "mean":
+            continue
+        assert value.shape == (count,), f"{field.name} has shape {list(value.shape)}, expected [{count}]"
+        assert value.dtype == dtype, f"{field.name} is {value.dtype}, expected {dtype}"
+        assert value.isfinite().all(), f"{field.name} must be finite"
+    if prediction.variance is not None:
+        assert (prediction.variance > 0).all(), "variance must be positive"
+    if prediction.noise is not None:
+        assert prediction.variance is not None, "noise is a part of the variance: there must be one"
+        right = (prediction.noise >= 0) & (prediction.noise <= prediction.variance * (1 + 1e-6))
+        assert right.all(), "noise must be from 0 to the variance"
+
+
+def _assert_unchanged(now: Any, before: Any, method: str, where: str) -> None:
+    if isinstance(now, Tensor):
+        assert torch.equal(now, before), f"{method} must not change {where}"
+    elif is_dataclass(now):
+        for field in fields(now):
+            _assert_unchanged(getattr(now, field.name), getattr(before, field.name), method, f"{where}.{field.name}")
