@@ -13,7 +13,7 @@ from torch import Tensor
 from metarec.data import Dataset, Side, partner_side
 from metarec.errors import ConfigError, PluginError
 from metarec.evaluation.metric import Metric
-from metarec.evaluation.ranking import catalogue_places, ragged_places, seen_places
+from metarec.evaluation.ranking import catalogue_places, seen_places
 from metarec.evaluation.scored import Catalogue, Scored
 from metarec.learning import Adapted, Algorithm, Factorized, Prediction, Run
 from metarec.tasks import Cell, Query, Ragged, Split, Tasks
@@ -178,9 +178,10 @@ class _CellEvaluator:
         self._check(prediction.mean.isfinite(), "means")
         if prediction.variance is not None:
             self._check(prediction.variance > 0, "variances")
-        start, size = ragged_places(self.query.offsets, prediction.mean)
-        depth = int(self.query.counts.max()) if len(self.tasks) else 0
-        return self._scored(prediction, start, size, depth), seconds
+        scored = Scored.of_query(
+            self.train.scale, self.query.offsets, self.rating, prediction.mean, prediction.variance
+        )
+        return scored, seconds
 
     def _predict(self, adapted: Adapted) -> Prediction:
         parts = [
@@ -205,7 +206,19 @@ class _CellEvaluator:
         self._synchronize()
         seconds = time.perf_counter() - begun
         score, start, size, top, seen = (torch.cat(part) for part in zip(*parts, strict=True))
-        scored = self._scored(Prediction(score), start, size, depth, top, seen, self._describe_catalogue())
+        scored = Scored(
+            scale=self.train.scale,
+            offsets=self.query.offsets,
+            rating=self.rating.double(),
+            mean=score.double(),
+            variance=None,
+            start=start,
+            size=size,
+            depth=depth,
+            top=top,
+            seen=seen,
+            catalogue=self._describe_catalogue(),
+        )
         return scored, seconds
 
     def _rank(self, score: Tensor, block: Tensor, column: Tensor, depth: int) -> tuple[Tensor, ...]:
@@ -250,30 +263,6 @@ class _CellEvaluator:
         known = partners.rows >= 0
         popularity = torch.where(known, counts[partners.rows.clamp(min=0)], 0)
         return Catalogue(partners.features, popularity, len(self.train.entities(side)))
-
-    def _scored(
-        self,
-        prediction: Prediction,
-        start: Tensor,
-        size: Tensor,
-        depth: int,
-        top: Tensor | None = None,
-        seen: Tensor | None = None,
-        catalogue: Catalogue | None = None,
-    ) -> Scored:
-        return Scored(
-            scale=self.train.scale,
-            offsets=self.query.offsets,
-            rating=self.rating.double(),
-            mean=prediction.mean.double(),
-            variance=None if prediction.variance is None else prediction.variance.double(),
-            start=start,
-            size=size,
-            depth=depth,
-            top=top,
-            seen=seen,
-            catalogue=catalogue,
-        )
 
     def _depth(self, metrics: Sequence[Metric]) -> int:
         count = self.candidates.numel()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metarec.data import Features, RatingScale
+from metarec.evaluation.ranking import ragged_places
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,28 @@ class Scored:
     top: Tensor | None = None
     seen: Tensor | None = None
     catalogue: Catalogue | None = None
+
+    @classmethod
+    def of_query(
+        cls,
+        scale: RatingScale,
+        offsets: Tensor,
+        rating: Tensor,
+        mean: Tensor,
+        variance: Tensor | None = None,
+    ) -> Scored:
+        """Lists that are the query itself, ranked by the predictive means."""
+        start, size = ragged_places(offsets, mean)
+        return cls(
+            scale=scale,
+            offsets=offsets,
+            rating=rating.double(),
+            mean=mean.double(),
+            variance=None if variance is None else variance.double(),
+            start=start,
+            size=size,
+            depth=int(offsets.diff().max()) if offsets.numel() > 1 else 0,
+        )
 
     def __len__(self) -> int:
         return self.offsets.numel() - 1
