@@ -41,10 +41,9 @@ def configure() -> dict[str, object]:
         raise SystemExit("METAREC_CUDA=1, but this version has no CUDA kernels yet: unset METAREC_CUDA")
     compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     compiler = shutil.which(compiler.split()[0])
-    torch = find_torch() if cpp == "1" else None
     if cpp == "1" and compiler is None:
         print("WARNING: no C++ compiler: metarec is built without its native kernels", file=sys.stderr)
-    elif cpp == "1" and torch is None:
+    elif cpp == "1" and TORCH is None:
         raise SystemExit(f"no {TORCH_REQUIREMENT} to build against: install it, or set METAREC_CPP=0")
     return {
         "native": cpp == "1" and compiler is not None,
@@ -54,7 +53,7 @@ def configure() -> dict[str, object]:
         "METAREC_DEBUG": debug,
         "MAX_JOBS": int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1),
         "CXX": compiler,
-        "torch": str(torch) if torch else None,
+        "torch": TORCH.version if TORCH else None,
     }
 
 
@@ -112,6 +111,7 @@ def native_extension(torch: Path) -> Extension:
     )
 
 
+TORCH = find_torch()
 BUILD = configure()
 if {"bdist_wheel", "build_ext", "editable_wheel", "install", "develop", "build"} & set(sys.argv):
     print("metarec build:", ", ".join(f"{key}={value}" for key, value in BUILD.items()), file=sys.stderr)
@@ -126,6 +126,6 @@ setup(
         "metarec.csrc": ["CMakeLists.txt", "cmake/*", "include/metarec/*.h", "core/*"],
     },
     include_package_data=False,
-    ext_modules=[native_extension(Path(BUILD["torch"]))] if BUILD["native"] else [],
+    ext_modules=[native_extension(TORCH.folder)] if BUILD["native"] else [],
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
 )

@@ -1,8 +1,10 @@
 """The setuptools backend, which asks for torch only where a build needs it and there is none to build against."""
 
 import os
+import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import build_meta
 from setuptools.build_meta import *
@@ -11,20 +13,26 @@ TORCH_REQUIREMENT = "torch>=2.13"
 TORCH_MINIMUM = (2, 13)
 
 
-def find_torch() -> Path | None:
-    """Give the folder of a torch that is recent enough: of this build's environment, or of the one it installs into.
+class Torch(NamedTuple):
+    """A torch to build against."""
+
+    folder: Path
+    version: str
+
+
+def find_torch() -> Torch | None:
+    """Give a torch that is recent enough: of this build's environment, or of the one that it installs into.
 
     A front end that isolates the build hides the packages of the environment that it installs into, not their files.
     Nothing is imported from there: the headers and the libraries are all that a build takes.
     """
-    import sys
-
-    folders = [Path(folder) for folder in sys.path if folder]
-    for folder in [*folders, Path(sysconfig.get_path("purelib"))]:
-        for metadata in folder.glob("torch-*.dist-info"):
-            version = tuple(int(part) for part in metadata.name.split("-")[1].split(".")[:2])
-            if version >= TORCH_MINIMUM and (folder / "torch/include/torch/csrc/stable").is_dir():
-                return folder / "torch"
+    for folder in [*filter(None, sys.path), sysconfig.get_path("purelib")]:
+        for metadata in Path(folder).glob("torch-*.dist-info"):
+            version = metadata.name.removesuffix(".dist-info").split("-")[1]
+            torch = Path(folder) / "torch"
+            recent = tuple(int(part) for part in version.split(".")[:2]) >= TORCH_MINIMUM
+            if recent and (torch / "include/torch/csrc/stable").is_dir():
+                return Torch(torch, version)
     return None
 
 

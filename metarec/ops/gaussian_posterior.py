@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from metarec.ops import reference
 from metarec.ops.library import register
@@ -197,10 +196,13 @@ def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tenso
     ctx.save_for_backward(*inputs, mean, cholesky)
 
 
-@once_differentiable
 def _backward_posterior(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     features, targets, precision, prior_mean, prior_precision = _backward(*grads, *ctx.saved_tensors)
     return features, targets, precision, None, prior_mean, prior_precision
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+    raise RuntimeError("gaussian_posterior can be differentiated once only")
 
 
 _posterior = register(
@@ -209,5 +211,7 @@ _posterior = register(
     backward=_backward_posterior,
     setup_context=_save_for_backward,
 )
-_backward = register(reference.gaussian_posterior_backward, fake=_fake_backward)
+_backward = register(
+    reference.gaussian_posterior_backward, fake=_fake_backward, backward=_no_second_derivative
+)
 _update = register(reference.gaussian_update, fake=_fake_update)
