@@ -80,7 +80,7 @@ def save(recommender: Recommender, path: str | Path, *, plugins: PluginManager |
         something that is no tensor, number, string or mapping of them (named).
     """
     path = Path(path)
-    _check_place(path)
+    check_place(path)
     files, manifest = _contents(recommender, plugins or plugin_manager())
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,14 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
+    """Make sure that an artifact may be written to `path`: that nothing or another artifact is there.
+
+    Raises
+    ------
+    ArtifactError
+        Something else is there.
+    """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:

@@ -21,12 +21,13 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield written
         _flush(written)
-        _swap(written, path)
+        replace(written, path)
     finally:
         _remove(written)
 
 
-def _swap(written: Path, path: Path) -> None:
+def replace(written: Path, path: Path) -> None:
+    """Move a file or a folder to `path`, in place of what is there."""
     if written.is_dir() and path.is_dir():  # the system replaces files and empty folders only
         former = written.with_name(f"{written.name}.former")
         path.rename(former)

@@ -61,26 +61,29 @@ class RunConfig(_Strict):
         What to compare; default: all floors and ``bayesian``.
     scenarios : tuple of str, optional
         Which of the protocol's scenarios; default: all.
-    metrics : tuple of Choice, optional
-        What to measure; default: the report's standard set.
+    metrics : tuple of str, optional
+        What to measure, such as ``"rmse"`` or ``"ndcg_linear@5"``; default: all, at their default positions.
     seeds : tuple of int, default (0,)
         One split and one fit per seed.
     device : str, default "cpu"
         Where to compute, as torch names it.
     out : Path, optional
         Folder for the reports and the fitted artifacts.
+    reporters : tuple of Choice, optional
+        What to write there; default: all.
     """
 
     dataset: Choice = Choice(name="complete-journey")
     protocol: Choice = Choice(name="cold-start")
     algorithms: tuple[Choice, ...] | None = Field(default=None, min_length=1)
     scenarios: tuple[str, ...] | None = Field(default=None, min_length=1)
-    metrics: tuple[Choice, ...] | None = Field(default=None, min_length=1)
+    metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     device: str = "cpu"
     out: Path | None = None
+    reporters: tuple[Choice, ...] | None = Field(default=None, min_length=1)
 
-    @field_validator("algorithms", "metrics", "scenarios", "seeds")
+    @field_validator("algorithms", "metrics", "reporters", "scenarios", "seeds")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         names = [value.name if isinstance(value, Choice) else value for value in values or ()]
@@ -105,7 +108,7 @@ class RunConfig(_Strict):
 
     def to_toml(self) -> str:
         """The TOML that `read_toml` reads back as the same values."""
-        values = self.model_dump(mode="json", exclude_none=True)
+        values = self.model_dump(exclude_none=True)
         return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
 
 
@@ -126,19 +129,19 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    if problem["type"] != "extra_forbidden":
+    unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+    if not unknown:
         return first_problem(error)
-    *where, found = (str(part) for part in problem["loc"])
+    *where, found = map(str, unknown[0])
     known = Choice.model_fields if where else RunConfig.model_fields
-    return ".".join([*where, unknown_name("key", found, known)])
+    return ": ".join([*where, unknown_name("key", found, known)])
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON takes and TOML does not
+    if isinstance(value, (str, Path)):
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON takes and TOML does not
     return json.dumps(value) if isinstance(value, bool) else repr(value)

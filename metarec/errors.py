@@ -4,6 +4,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+_MOST_NAMES = 20
+
+
 class MetarecError(Exception):
     """A mistake in what metarec was given: one line that says what, where, found and expected."""
 
@@ -25,13 +28,15 @@ class ArtifactError(MetarecError):
 
 
 def unknown_name(what: str, found: str, known: Iterable[str]) -> str:
-    """Say that `found` is no known `what`, with the nearest right names or all of them.
+    """Say that `found` is no known `what`, with the nearest right name or those that there are.
 
     >>> unknown_name("algorithm", "bayesain", ["bayesian", "bias"])
     "unknown algorithm 'bayesain': did you mean 'bayesian'?"
     """
     names = sorted(known)
-    close = get_close_matches(found, names, n=1)
+    in_lower_case = {name.casefold(): name for name in names}
+    close = get_close_matches(found.casefold(), in_lower_case, n=1)
     if close:
-        return f"unknown {what} {found!r}: did you mean {close[0]!r}?"
-    return f"unknown {what} {found!r}: expected one of {', '.join(names) or '(none)'}"
+        return f"unknown {what} {found!r}: did you mean {in_lower_case[close[0]]!r}?"
+    shown = ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else "")
+    return f"unknown {what} {found!r}: expected one of {shown or '(none)'}"

@@ -78,11 +78,15 @@ def build(cls: type[T], given: Mapping[str, Any], *, what: str) -> T:
     return cls(**{name: getattr(valid, name) for name in valid.model_fields_set})
 
 
+_EXPECTED = {"too_short": "at least one", "tuple_type": "a list"}
+
+
 def first_problem(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, in one line: where, what was found, what was expected."""
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = _EXPECTED.get(problem["type"], message)
     if problem["type"] == "missing":
         return f"{where} is missing"
     return f"{where} is {problem['input']!r}, expected {expected}"

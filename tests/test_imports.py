@@ -22,7 +22,7 @@ LAYERS = (
     ("learning",),
     ("evaluation", "serving"),
     ("artifact",),
-    ("experiment", "testing"),
+    ("experiment", "testing", "describe", "progress"),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -71,7 +71,7 @@ def test_only_the_plugin_manager_knows_the_built_in_plugins():
 
 def modules_after(code: str) -> set[str]:
     program = f"import sys; {code}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
+    return set(subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout.split())
 
 
 def test_importing_metarec_or_its_command_line_loads_nothing_heavy():
@@ -88,8 +88,8 @@ def test_built_in_plugins_are_a_part_of_metarec():
 def test_every_public_name_is_there_and_typed():
     tree = ast.parse((ROOT / "__init__.py").read_text())
     for_type_checkers = next(node for node in tree.body if isinstance(node, ast.If)).body
-    assert {alias.name for node in for_type_checkers for alias in node.names} | {"__version__"} == set(metarec.__all__)
-    assert all(getattr(metarec, name) is not None for name in metarec.__all__)
+    assert {alias.name for node in for_type_checkers for alias in node.names} == set(metarec._HOME)
+    assert all(getattr(metarec, name) is not None for name in metarec._HOME)
 
 
 def test_a_wrong_name_is_an_attribute_error():

@@ -1,0 +1,237 @@
+"""One run, from a configuration to a report: read, split, fit, evaluate, write."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+
+from metarec import __version__, artifact, atomic
+from metarec.config import Choice, RunConfig
+from metarec.data import Dataset, Reader
+from metarec.errors import ConfigError, MetarecError, unknown_name
+from metarec.evaluation import Evaluation, Report, Reporter, Row, compare, create_metrics, evaluate
+from metarec.learning import Algorithm, Progress, Run, Silent
+from metarec.pluginmanager import PluginManager, Registry, plugin_manager
+from metarec.serving import Recommender
+from metarec.tasks import SCENARIOS, Protocol, Split
+
+DEFAULT_ALGORITHM = "bayesian"
+
+T = TypeVar("T")
+
+
+def load_dataset(name: str, **options: Any) -> Dataset:
+    """Read a data set: ``load_dataset("complete-journey")``, ``load_dataset("movielens", path="ml-1m")``.
+
+    Raises
+    ------
+    ConfigError
+        No such data set or option (with the nearest right one).
+    DataError
+        Its files cannot be read; one line says where and why.
+    """
+    reader: Reader = plugin_manager().datasets.create(name, **options)
+    return reader.read()
+
+
+def split(dataset: Dataset, protocol: str = "cold-start", *, seed: int = 0, **options: Any) -> Split:
+    """Split a data set into what is known and tasks of what is new.
+
+    Raises
+    ------
+    ConfigError
+        No such protocol or option (with the nearest right one).
+    DataError
+        The data set lacks what the protocol needs.
+    """
+    splitter: Protocol = plugin_manager().protocols.create(protocol, **options)
+    return splitter.split(dataset, seed=seed)
+
+
+def create_algorithm(name: str = DEFAULT_ALGORITHM, **options: Any) -> Algorithm:
+    """An algorithm, not yet fitted: ``create_algorithm("bayesian", rank=32)``.
+
+    Raises
+    ------
+    ConfigError
+        No such algorithm or option (with the nearest right one), a wrong type, or a value out of range.
+    """
+    algorithm: Algorithm = plugin_manager().algorithms.create(name, **options)
+    return algorithm
+
+
+def run_experiment(
+    config: RunConfig, *, plugins: PluginManager | None = None, progress: Progress = Silent()
+) -> Report:
+    """Do what a configuration says; write the reports and the first seed's artifacts where it names a folder.
+
+    All names, options and the folder are checked before anything is read.
+
+    Raises
+    ------
+    MetarecError
+        One line: what is wrong and where. Nothing is written then.
+    """
+    experiment = _Experiment(config, plugins or plugin_manager(), progress)
+    return experiment.run()
+
+
+@dataclass
+class _Outcome:
+    rows: list[Row] = field(default_factory=list)
+    timings: dict[str, Any] = field(default_factory=dict)
+    recommenders: dict[str, Recommender] = field(default_factory=dict)
+
+
+class _Experiment:
+    """A configuration with its names made into things."""
+
+    def __init__(self, config: RunConfig, plugins: PluginManager, progress: Progress) -> None:
+        self.config = config
+        self.plugins = plugins
+        self.progress = progress
+        self.device = _device(config.device)
+        self.reader: Reader = _create(plugins.datasets, config.dataset)
+        self.protocol: Protocol = _create(plugins.protocols, config.protocol)
+        self.metrics = create_metrics(config.metrics or (), plugins.metrics)
+        reporters = config.reporters or [Choice(name=name) for name in plugins.reporters]
+        self.reporters: list[Reporter] = [_create(plugins.reporters, choice) for choice in reporters]
+        self.choices = config.algorithms or _default_algorithms(plugins)
+        for choice in self.choices:
+            _create(plugins.algorithms, choice)
+        for scenario in config.scenarios or ():
+            if scenario not in SCENARIOS:
+                raise ConfigError(unknown_name("scenario", scenario, SCENARIOS))
+        if config.out is not None:
+            _check_writable(config.out, [choice.name for choice in self.choices])
+
+    def run(self) -> Report:
+        self.plugins.hook.configure.call_historic(kwargs={"config": self.config})
+        dataset = self._during(f"read {self.reader.name}", self.reader.read)
+        self._check_feedback(dataset)
+        outcome = _Outcome()
+        for seed in self._each(self.config.seeds, "seeds"):
+            self._run_seed(dataset, seed, outcome)
+        settings = self.config.model_dump(mode="json")
+        report = Report(outcome.rows, outcome.timings, settings, _versions())
+        self.plugins.hook.after_evaluate(report=report)
+        if self.config.out is not None:
+            self._during("write", lambda out=self.config.out: self._write(out, report, outcome.recommenders))
+        return report
+
+    def _run_seed(self, dataset: Dataset, seed: int, outcome: _Outcome) -> None:
+        split = self._during("split", lambda: self._split(dataset, seed))
+        run = Run(device=self.device, seed=seed, progress=self.progress, hooks=self.plugins.hook)
+        evaluations: list[Evaluation] = []
+        for choice in self._each(self.choices, "algorithms"):
+            algorithm: Algorithm = _create(self.plugins.algorithms, choice)
+            begun = time.perf_counter()
+            self._fit(algorithm, split, run)
+            seconds = time.perf_counter() - begun
+            evaluations.append(evaluate(algorithm, split, self.metrics, run=run))
+            timings = outcome.timings.setdefault(choice.name, [])
+            timings.append({"seed": seed, "fit_seconds": seconds, "cells": evaluations[-1].timings()})
+            if choice.name not in outcome.recommenders:
+                outcome.recommenders[choice.name] = Recommender.from_split(algorithm.to("cpu"), split)
+        outcome.rows += self._during("compare", lambda: self._compare(dataset, seed, evaluations))
+
+    def _split(self, dataset: Dataset, seed: int) -> Split:
+        split = self.protocol.split(dataset, seed=seed)
+        if self.config.scenarios is None:
+            return split
+        made = {cell.scenario for cell in split.cells}
+        for scenario in self.config.scenarios:
+            if scenario not in made:
+                has = ", ".join(sorted(made))
+                raise ConfigError(f"protocol {self.protocol.name!r} has no scenario {scenario!r}, expected some of {has}")
+        return split.scenarios(self.config.scenarios)
+
+    def _fit(self, algorithm: Algorithm, split: Split, run: Run) -> None:
+        self.plugins.hook.before_fit(algorithm=algorithm, train=split.train)
+        algorithm.fit(split.train, run=run)
+        self.plugins.hook.after_fit(algorithm=algorithm, train=split.train)
+
+    def _compare(self, dataset: Dataset, seed: int, evaluations: Sequence[Evaluation]) -> list[Row]:
+        names = {"dataset": dataset.name, "protocol": self.protocol.name}
+        return compare(evaluations, self.metrics, seed=seed, **names)
+
+    def _check_feedback(self, dataset: Dataset) -> None:
+        feedback = "implicit" if dataset.scale.implicit else "explicit"
+        suited = [choice for choice in self.choices if feedback in self.plugins.algorithms[choice.name].feedback]
+        if self.config.algorithms is not None and len(suited) < len(self.choices):
+            unsuited = next(choice.name for choice in self.choices if choice not in suited)
+            raise ConfigError(f"algorithm {unsuited!r} cannot fit {feedback} feedback, as data set {dataset.name!r} has it")
+        self.choices = suited
+
+    def _write(self, out: Path, report: Report, recommenders: dict[str, Recommender]) -> None:
+        """Write everything beside its place first, so that a full disk leaves nothing half-written."""
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=out, prefix=".") as folder:
+                stage = Path(folder)
+                written = [reporter.write(report, stage) for reporter in self.reporters]
+                for name, recommender in recommenders.items():
+                    artifact.save(recommender, stage / "artifacts" / name, plugins=self.plugins)
+                    written.append(stage / "artifacts" / name)
+                (out / "artifacts").mkdir(exist_ok=True)
+                for path in written:
+                    atomic.replace(path, out / path.relative_to(stage))
+        except OSError as error:
+            raise MetarecError(f"{out}: cannot be written: {error.strerror}") from None
+
+    def _each(self, steps: Sequence[T], description: str) -> Iterable[T]:
+        return self.progress.track(steps, description=description, total=len(steps))
+
+    def _during(self, description: str, work: Callable[[], T]) -> T:
+        """Do one thing that may take long, showing what it is."""
+        (result,) = [work() for _ in self._each([None], description)]
+        return result
+
+
+def _create(registry: Registry, choice: Choice) -> Any:
+    return registry.create(choice.name, **choice.options)
+
+
+def _default_algorithms(plugins: PluginManager) -> tuple[Choice, ...]:
+    floors = [name for name, kind in plugins.algorithms.items() if kind.is_floor]
+    return tuple(Choice(name=name) for name in [*floors, DEFAULT_ALGORITHM])
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(unknown_name("device", name, ("cpu", "cuda", "mps", "xpu"))) from None
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise ConfigError(f"device {name!r} cannot be used here: {why}") from None
+    return device
+
+
+def _check_writable(out: Path, algorithms: Sequence[str]) -> None:
+    existing = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    try:
+        with TemporaryDirectory(dir=existing, prefix="."):
+            pass
+    except OSError as error:
+        raise ConfigError(f"out {str(out)!r}: cannot be written: {error.strerror}") from None
+    for name in algorithms:
+        artifact.check_place(out / "artifacts" / name)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "metarec": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "numpy", "polars")},
+    }
