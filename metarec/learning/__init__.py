@@ -2,6 +2,7 @@
 
 from metarec.learning.abilities import Explainable, Explanation, Factorized, Updatable
 from metarec.learning.algorithm import Adapted, Algorithm, Prediction
+from metarec.learning.level import Level, LevelAlgorithm, residual_variance
 from metarec.learning.run import Progress, Run, Silent
 
 __all__ = [
@@ -10,9 +11,12 @@ __all__ = [
     "Explainable",
     "Explanation",
     "Factorized",
+    "Level",
+    "LevelAlgorithm",
     "Prediction",
     "Progress",
     "Run",
     "Silent",
     "Updatable",
+    "residual_variance",
 ]

@@ -97,22 +97,23 @@ class Partition:
         entity = _distinct(entity_of[query])
         task_of = _places(entity, len(self.dataset.entities(side)))[entity_of]
         support = support[task_of[support] >= 0]
-        support = support[task_of[support].argsort(stable=True)]
-        query = query[task_of[query].argsort(stable=True)]
+        supports = Ragged.grouped(task_of[support], entity.numel())
+        queries = Ragged.grouped(task_of[query], entity.numel())
+        support, query = support[supports.partner], query[queries.partner]
         entities = self._entity_rows(side).select(entity)
         if not history:
             entities = replace(entities, rows=torch.full_like(entities.rows, -1))
         partners = self._entity_rows(partner_side(side))
         return Tasks(
             support=Support(
-                offsets=_offsets(task_of[support], entity.numel()),
+                offsets=supports.offsets,
                 partner=partner_of[support],
                 side=side,
                 entities=entities,
                 partners=partners,
                 rating=self.dataset.rating[support],
             ),
-            query=Query(_offsets(task_of[query], entity.numel()), partner_of[query], partners),
+            query=Query(queries.offsets, partner_of[query], partners),
             rating=self.dataset.rating[query],
             entity=entity,
             candidates=candidates.nonzero().flatten(),
@@ -150,11 +151,9 @@ def draw_queries(
 def random_places(owner: Tensor, generator: torch.Generator) -> Tensor:
     """int64 [n]: the place, from 0, of each entry in a random order of those that have the same `owner` (int [n])."""
     shuffled = torch.randperm(owner.numel(), generator=generator)
-    by_owner = shuffled[owner[shuffled].argsort(stable=True)]
-    sizes = torch.bincount(owner)
-    starts = sizes.cumsum(0) - sizes
+    lists = Ragged.grouped(owner[shuffled].long(), int(owner.max()) + 1 if owner.numel() else 0)
     places = torch.empty_like(shuffled)
-    places[by_owner] = torch.arange(owner.numel()) - starts[owner[by_owner].long()]
+    places[shuffled[lists.partner]] = torch.arange(owner.numel()) - lists.offsets[lists.owner]
     return places
 
 
@@ -193,7 +192,3 @@ def _places(chosen: Tensor, count: int) -> Tensor:
     places = torch.full((count,), -1, dtype=torch.int64)
     places[chosen] = torch.arange(chosen.numel())
     return places
-
-
-def _offsets(owner: Tensor, count: int) -> Tensor:
-    return torch.cat([owner.new_zeros(1), torch.bincount(owner, minlength=count).cumsum(0)])

@@ -56,6 +56,12 @@ class Ragged:
         """`tasks` empty lists."""
         return cls(torch.zeros(tasks + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
+    @classmethod
+    def grouped(cls, owner: Tensor, count: int) -> Ragged:
+        """`count` lists of the places in `owner` (int64 [n], in ``[0, count)``) at which each list's number stands."""
+        offsets = torch.cat([owner.new_zeros(1), torch.bincount(owner, minlength=count).cumsum(0)])
+        return cls(offsets, owner.argsort(stable=True))
+
     def __len__(self) -> int:
         return self.offsets.numel() - 1
 

@@ -1,0 +1,54 @@
+"""A floor: the mean of the entity's own ratings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+
+from metarec import hookimpl
+from metarec.data import Dataset, Side
+from metarec.learning import Algorithm, Level, LevelAlgorithm, Run, residual_variance
+from metarec.tasks import Ragged, Support, Tasks
+
+
+class EntityMean(LevelAlgorithm):
+    """Predicts the plain mean of the n ratings in a task's support; with an empty one, the mean of all ratings.
+
+    The variance is σ² (1 + 1/n). σ² is that of training ratings around the mean of their own user (of their own item
+    for item tasks), less one degree of freedom per mean. With an empty support it is the variance of all ratings.
+    """
+
+    name = "entity-mean"
+    feedback = ("explicit",)
+    is_floor = True
+
+    def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
+        """Learn mean and variance of all ratings, and the variance within users and within items."""
+        self.mean_ = float(train.rating.mean(dtype=torch.float64))
+        self.variance_ = residual_variance(train.rating - self.mean_)
+        self.within_ = {"user": _within(train, "user"), "item": _within(train, "item")}
+        return self
+
+    def adapt(self, support: Support) -> Level:
+        """The mean of each support."""
+        empty = support.counts == 0
+        variance = self.within_[support.side] * (1 + 1 / support.counts.to(support.rating.dtype))
+        return Level(
+            mean=support.mean(support.rating).masked_fill(empty, self.mean_),
+            variance=variance.masked_fill(empty, self.variance_),
+        )
+
+
+def _within(train: Dataset, side: Side) -> float:
+    lists = Ragged.grouped(train.rows(side).long(), len(train.entities(side)))
+    rating = train.rating[lists.partner].to(torch.float64)
+    fitted = int((lists.counts > 0).sum())
+    return residual_variance(rating - lists.mean(rating)[lists.owner], fitted=fitted)
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type[Algorithm]], None]) -> None:
+    """Register `EntityMean`."""
+    register(EntityMean)
