@@ -7,8 +7,7 @@ from metarec.evaluation.metric import (
     Metric,
     RankingMetric,
     RatingMetric,
-    create_metric,
-    default_metrics,
+    create_metrics,
 )
 from metarec.evaluation.ranking import log_binomial
 from metarec.evaluation.report import Report, Reporter, Row, compare, mean_over_seeds
@@ -33,8 +32,7 @@ __all__ = [
     "TieGroups",
     "Verdict",
     "compare",
-    "create_metric",
-    "default_metrics",
+    "create_metrics",
     "evaluate",
     "headlines",
     "log_binomial",

@@ -79,7 +79,10 @@ class Evaluation:
     cells: list[CellScores]
 
     def timings(self) -> list[dict[str, object]]:
-        """Per cell, as plain values: its number of tasks, and microseconds per task to adapt, predict and rank."""
+        """Per cell, as plain values:
+
+        its number of tasks, and microseconds per task to adapt, predict and rank.
+        """
         return [
             {
                 "scenario": cell.scenario,
@@ -102,8 +105,9 @@ def evaluate(
 ) -> Evaluation:
     """Score a fitted algorithm in every cell of a split that its `scenarios` name.
 
-    The query is scored as a list of its own; where a cell has the list "catalogue", all its candidates less the support
-    (or less `Tasks.excluded`, which holds it) are ranked as well. With implicit feedback only the latter is scored: a query then holds nothing that was not chosen.
+    The query is scored as a list of its own; where a cell has the list "catalogue", all its candidates less
+    the support (or less `Tasks.excluded`, which holds it) are ranked as well. With implicit feedback only the
+    latter is scored: a query then holds nothing that was not chosen.
 
     Parameters
     ----------
@@ -175,9 +179,9 @@ class _CellEvaluator:
     def _query(self, adapted: Adapted) -> tuple[Scored, float]:
         """The query as a list of its own, and the seconds to predict it."""
         prediction, seconds = self._timed(lambda: self._predict(adapted))
-        self._check(prediction.mean.isfinite(), "means")
+        self._check(prediction.mean.isfinite(), "infinite or undefined means", "finite numbers")
         if prediction.variance is not None:
-            self._check(prediction.variance > 0, "variances")
+            self._check(prediction.variance > 0, "variances that are not positive", "positive numbers")
         scored = Scored.of_query(
             self.train.scale, self.query.offsets, self.rating, prediction.mean, prediction.variance
         )
@@ -199,10 +203,8 @@ class _CellEvaluator:
         column = self._columns()
         score_block = self._catalogue_scores(adapted)
         counts = torch.full((len(self.tasks),), self.candidates.numel())
-        parts = []
         begun = time.perf_counter()
-        for block in self._blocks(counts):
-            parts.append(self._rank(score_block(block), block, column, depth))
+        parts = [self._rank(score_block(block), block, column, depth) for block in self._blocks(counts)]
         self._synchronize()
         seconds = time.perf_counter() - begun
         score, start, size, top, seen = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -222,7 +224,10 @@ class _CellEvaluator:
         return scored, seconds
 
     def _rank(self, score: Tensor, block: Tensor, column: Tensor, depth: int) -> tuple[Tensor, ...]:
-        """Of a block of tasks: the query pairs' scores and places, the first candidates and whether they were seen."""
+        """Of a block of tasks:
+
+        the query pairs' scores and places, the first candidates and whether they were seen.
+        """
         seen_offsets, seen_entry = self.excluded.entries(block)
         seen_owner, seen_column = (_owner(seen_offsets), column[self.excluded.partner[seen_entry]])
         seen_score = score[seen_owner, seen_column]
@@ -231,7 +236,7 @@ class _CellEvaluator:
         query_offsets, query_entry = self.query.entries(block)
         query_owner, query_column = (_owner(query_offsets), column[self.query.partner[query_entry]])
         places = catalogue_places(score, query_owner, query_column, depth)
-        self._check(~places.value.isnan(), "scores")
+        self._check(~places.value.isnan(), "undefined scores", "numbers")
         seen = seen_places(places, seen_offsets, seen_column, seen_score)
         return (score[query_owner, query_column], places.start, places.size, places.top, seen)
 
@@ -269,21 +274,24 @@ class _CellEvaluator:
         for metric in metrics:
             if metric.depth > count:
                 raise ConfigError(
-                    f"metric {metric.label!r}: looks at {metric.depth} positions, but the catalogue of scenario "
-                    f"{self.cell.scenario!r} has {count} candidates"
+                    f"metric {metric.label!r}: looks at {metric.depth} positions, but the catalogue of "
+                    f"scenario {self.cell.scenario!r} has {count} candidates"
                 )
         return max(metric.depth for metric in metrics)
 
-    def _check(self, right: Tensor, what: str) -> None:
+    def _check(self, right: Tensor, what: str, expected: str) -> None:
         if not right.all():
             support = "all" if self.cell.support is None else self.cell.support
             raise PluginError(
-                f"algorithm {self.algorithm.name!r}: predicted {what} that are infinite or no numbers, or not positive "
-                f"where they must be, in scenario {self.cell.scenario!r} at support size {support}"
+                f"algorithm {self.algorithm.name!r}: predicted {what} in scenario {self.cell.scenario!r} "
+                f"at support size {support}, expected {expected}"
             )
 
     def _blocks(self, counts: Tensor) -> Iterator[Tensor]:
-        """Tasks in order, in blocks of about as many pairs (`counts` of each task) as are predicted at once."""
+        """Tasks in order, in blocks of about as many pairs as are predicted at once;
+
+        `counts` of each task.
+        """
         block = counts.cumsum(0).sub(1).clamp(min=0).div(_PAIRS_AT_ONCE, rounding_mode="floor")
         sizes = torch.unique_consecutive(block, return_counts=True)[1].tolist()
         yield from torch.arange(counts.numel(), device=self.candidates.device).split(sizes)

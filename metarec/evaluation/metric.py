@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -16,8 +16,8 @@ from metarec.options import Range, build
 class Metric(ABC):
     """Scores lists: a value per task, how tasks are weighed, and which way is better.
 
-    The value of a cell is ``summarise(Σ weight · value / Σ weight)`` over its tasks; tasks whose value is NaN are left
-    out. Options are keyword-only and typed.
+    The value of a cell is ``summarise(Σ weight · value / Σ weight)`` over its tasks; tasks whose value is NaN
+    are left out. Options are keyword-only and typed.
 
     Attributes
     ----------
@@ -53,7 +53,10 @@ class Metric(ABC):
 
     @abstractmethod
     def score(self, scored: Scored) -> Tensor:
-        """float64 [T]: the value of each task; NaN where it is undefined. Without `per_task`, one value: float64 scalar."""
+        """float64 [T]:
+
+        the value of each task; NaN where it is undefined. Without `per_task`, one value: float64 scalar.
+        """
 
     def weight(self, scored: Scored) -> Tensor:
         """float64 [T]: how much each task counts; by default all alike."""
@@ -75,7 +78,10 @@ class Metric(ABC):
 
 
 class RatingMetric(Metric):
-    """An error of the predicted ratings of the query. Every query pair counts alike, so that a task weighs as it is long."""
+    """An error of the predicted ratings of the query.
+
+    Every query pair counts alike, so that a task weighs as it is long.
+    """
 
     higher_is_better = False
     feedback = ("explicit",)
@@ -86,7 +92,7 @@ class RatingMetric(Metric):
 
 
 class CalibrationMetric(RatingMetric):
-    """How well the predictive distribution, taken as Gaussian with the algorithm's own mean and variance, fits the ratings."""
+    """How well the predictive distribution fits: Gaussian, with the algorithm's own mean and variance."""
 
     needs_variance = True
 
@@ -94,8 +100,8 @@ class CalibrationMetric(RatingMetric):
 class RankingMetric(Metric):
     """How well the first k of a list are chosen: the expected value over random order of tied scores.
 
-    In a list over the full catalogue (candidates less what the entity had before) a partner without a rating is not relevant and has
-    gain 0. A task without a relevant query partner has no value.
+    In a list over the full catalogue (candidates less what the entity had before) a partner without a rating
+    is not relevant and has gain 0. A task without a relevant query partner has no value.
 
     Parameters
     ----------
@@ -141,40 +147,38 @@ class CatalogueMetric(Metric):
         return self.k
 
 
-def default_metrics(known: Mapping[str, type[Metric]]) -> list[Metric]:
-    """Every known metric, once for each of its `default_at`."""
-    return [
-        create_metric(f"{name}@{value}" if value is not None else name, known)
-        for name, kind in known.items()
-        for value in kind.default_at or (None,)
-    ]
+def create_metrics(names: Iterable[str], known: Mapping[str, type[Metric]]) -> list[Metric]:
+    """The metrics that users ask for, such as ``["rmse", "ndcg_linear@5"]``.
 
-
-def create_metric(
-    wanted: str, known: Mapping[str, type[Metric]], options: Mapping[str, Any] | None = None
-) -> Metric:
-    """The metric that a user asks for, such as ``"rmse"`` or ``"ndcg_linear@5"``.
+    Without a name it is every known metric, once for each of its `default_at`.
 
     Parameters
     ----------
-    wanted : str
+    names : iterable of str
         A metric's name; after an ``@``, the value of the option that it names in `at`.
     known : mapping of name to metric class
-    options : mapping, optional
-        Further options by name.
 
     Raises
     ------
     ConfigError
-        No such metric or option (with the nearest right one), or what follows the ``@`` is out of place, no integer or
+        No such metric (with the nearest right name), or what follows the ``@`` is out of place, no integer or
         out of range.
     """
+    wanted = list(names) or [name for kind in known.values() for name in _default_names(kind)]
+    return [_create(name, known) for name in dict.fromkeys(wanted)]
+
+
+def _default_names(kind: type[Metric]) -> list[str]:
+    return [f"{kind.name}@{value}" for value in kind.default_at] or [kind.name]
+
+
+def _create(wanted: str, known: Mapping[str, type[Metric]]) -> Metric:
     name, at_sign, value = wanted.partition("@")
     if name not in known:
         raise ConfigError(unknown_name("metric", name, known))
-    kind, given = known[name], dict(options or {})
-    if at_sign:
-        if kind.at is None:
-            raise ConfigError(f"metric {wanted!r}: takes nothing after its name, expected {name!r}")
-        given[kind.at] = value
-    return build(kind, given, what=f"metric {wanted!r}")
+    kind, what = known[name], f"metric {wanted!r}"
+    if not at_sign:
+        return build(kind, {}, what=what)
+    if kind.at is None:
+        raise ConfigError(f"{what}: takes nothing after its name, expected {name!r}")
+    return build(kind, {kind.at: value}, what=what)

@@ -79,7 +79,10 @@ def catalogue_places(score: Tensor, owner: Tensor, column: Tensor, depth: int) -
 
 
 def _best(score: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """The first ``depth + 1`` scores and columns of each row, ties among them by lower column; −inf beyond the end."""
+    """The first ``depth + 1`` scores and columns of each row, ties among them by lower column;
+
+    −inf beyond the end.
+    """
     value, top = score.topk(min(depth + 1, score.shape[1]), dim=1)
     top, order = top.sort(dim=1)
     value, order = value.gather(1, order).sort(dim=1, descending=True, stable=True)
@@ -90,7 +93,7 @@ def _best(score: Tensor, depth: int) -> tuple[Tensor, Tensor]:
 
 
 def _lowest_at_edge(top: Tensor, above: Tensor, equal: Tensor, depth: int) -> Tensor:
-    """`top` with the places that are not `above` the edge given to the lowest columns that are `equal` to it."""
+    """`top`, its places that are not `above` the edge given to the lowest columns that are `equal` to it."""
     count = equal.shape[1]
     descending = torch.arange(count, 0, -1, dtype=torch.int32, device=equal.device)
     lowest = (equal * descending).topk(min(depth + 1, count), dim=1).indices
@@ -101,8 +104,8 @@ def _lowest_at_edge(top: Tensor, above: Tensor, equal: Tensor, depth: int) -> Te
 def seen_places(places: Places, offsets: Tensor, column: Tensor, score: Tensor) -> Tensor:
     """Which of the first K candidates were left out of the lists, had they not been.
 
-    The first K of all are among the first K of the lists and what was left out, so that no further pass over the
-    catalogue is needed.
+    The first K of all are among the first K of the lists and what was left out, so that no further pass over
+    the catalogue is needed.
 
     Parameters
     ----------

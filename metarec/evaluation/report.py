@@ -23,12 +23,13 @@ from metarec.evaluation.significance import holm, interval, p_value, resampled_s
 class Row(TypedDict):
     """One metric of one algorithm in one cell.
 
-    ``support`` is null where the support holds all there is. ``low`` and ``high`` bound the value, ``gain_low`` and
-    ``gain_high`` the paired gain over the best floor, each at ``level``, by a bootstrap that resamples entities;
-    ``gain`` is signed so that positive is better than ``best_floor``, the floor with the best value in the cell.
-    ``p_value`` is that of no gain, adjusted after Holm for all cells of one data set, protocol, seed, list, algorithm
-    and metric; ``significant`` says whether it is below ``1 − level``. ``entities`` counts those on which the metric is
-    defined. What a metric does not have (`Metric.against_floors`, `Metric.per_task`) is null.
+    ``support`` is null where the support holds all there is. ``low`` and ``high`` bound the value,
+    ``gain_low`` and ``gain_high`` the paired gain over the best floor, each at ``level``, by a bootstrap that
+    resamples entities; ``gain`` is signed so that positive is better than ``best_floor``, the floor with the
+    best value in the cell. ``p_value`` is that of no gain, adjusted after Holm for all cells of one data set,
+    protocol, seed, list, algorithm and metric; ``significant`` says whether it is below ``1 − level``.
+    ``entities`` counts those on which the metric is defined. What a metric does not have
+    (`Metric.against_floors`, `Metric.per_task`) is null.
     """
 
     dataset: str
@@ -63,7 +64,8 @@ class Report:
     ----------
     rows : list of Row
     timings : dict
-        Plain values: seconds to fit, and microseconds per task as `Evaluation.timings` gives them, by algorithm.
+        Plain values: seconds to fit, and microseconds per task as `Evaluation.timings` gives them, by
+        algorithm.
     config : dict
         The configuration of the run, as plain values.
     versions : dict
@@ -293,8 +295,8 @@ _AVERAGED = ("value", "low", "high", "gain", "gain_low", "gain_high")
 def mean_over_seeds(rows: Iterable[Row]) -> list[Row]:
     """One row for all seeds of a cell, as summaries show it.
 
-    Values, gains and the ends of their intervals are means over the seeds; a gain counts as significant where it is so,
-    and of the same sign, in every seed. With a single seed the rows stay as they are.
+    Values, gains and the ends of their intervals are means over the seeds; a gain counts as significant where
+    it is so, and of the same sign, in every seed. With a single seed the rows stay as they are.
     """
     cells: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:

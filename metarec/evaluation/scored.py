@@ -36,7 +36,8 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class TieGroups:
-    """Groups of partners with equal scores, each in the column of its first place: for T lists and k positions.
+    """Groups of partners with equal scores, each in the column of its first place: for T lists and k
+    positions.
 
     Parameters
     ----------
@@ -74,8 +75,9 @@ class TieGroups:
 class Scored:
     """One list for each of T tasks: what was predicted for the query's n pairs, and where the list has them.
 
-    A partner that the query does not name has no rating: it takes its place in a list and is not relevant. So all that
-    ranking metrics need is, for each query pair, how many partners the list has above it and how many level with it.
+    A partner that the query does not name has no rating: it takes its place in a list and is not relevant. So
+    all that ranking metrics need is, for each query pair, how many partners the list has above it and how
+    many level with it.
 
     Parameters
     ----------
@@ -87,8 +89,8 @@ class Scored:
     variance : float64 [n], optional
         Predictive variances of a new observation, where the algorithm has them.
     start : int64 [n]
-        Number of partners in the list with a greater score; any value of at least `depth` where it is not among the
-        first `depth`.
+        Number of partners in the list with a greater score; any value of at least `depth` where it is not
+        among the first `depth`.
     size : int64 [n]
         Number of partners in the list with the same score, itself included (only where ``start < depth``).
     depth : int
@@ -97,7 +99,8 @@ class Scored:
         The list's first candidates (index into `catalogue`), ties by lower row; −1 where the list is shorter.
         Only for lists over the full catalogue, as the following.
     seen : bool [T, depth], optional
-        Whether the first candidates are ones that the entity had before, in a list that does not leave those out.
+        Whether the first candidates are ones that the entity had before, in a list that does not leave those
+        out.
     catalogue : Catalogue, optional
     """
 
@@ -160,7 +163,10 @@ class Scored:
 
     @cached_property
     def relevant_counts(self) -> Tensor:
-        """float64 [T]: relevant query pairs of each task; NaN where there is none, so that what they divide is undefined."""
+        """float64 [T]:
+
+        relevant query pairs of each task; NaN where there is none, so that what they divide is undefined.
+        """
         count = self.task_sum(self.relevant.double())
         return torch.where(count > 0, count, torch.nan)
 
@@ -182,10 +188,11 @@ class Scored:
         return self.task_sum(values) / self.counts
 
     def mean_over_places(self, values: Tensor) -> Tensor:
-        """float64 [n]: what each query pair can expect of `values` [k], one per position, when ties fall in random order.
+        """float64 [n]: what each query pair can expect of `values` [k], one per position, when ties fall in
+        random order.
 
-        It is as likely at any place of its group as at another, so this is the mean over them; positions beyond k hold
-        0 (McSherry & Najork 2008).
+        It is as likely at any place of its group as at another, so this is the mean over them; positions
+        beyond k hold 0 (McSherry & Najork 2008).
         """
         k = values.numel()
         total = torch.nn.functional.pad(values.double().cumsum(0), (1, 0))
@@ -193,7 +200,10 @@ class Scored:
         return (total[stop] - total[self.start.clamp(max=k)]) / self.size
 
     def chance_within(self, k: int) -> Tensor:
-        """float64 [n]: chance of each query pair to be among the list's first k when ties fall in random order."""
+        """float64 [n]:
+
+        chance of each query pair to be among the list's first k when ties fall in random order.
+        """
         return self.mean_over_places(torch.ones(k, device=self.start.device))
 
     def relevant_groups(self, k: int) -> TieGroups:

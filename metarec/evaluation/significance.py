@@ -49,7 +49,8 @@ def interval(resampled: Tensor, level: float) -> Tensor:
 
 
 def p_value(gain: float, resampled: Tensor) -> float:
-    """Two-sided p of no gain: the gain over its bootstrap standard error, held against the normal distribution.
+    """Two-sided p of no gain: the gain over its bootstrap standard error, held against the normal
+    distribution.
 
     Counting resamples beyond zero could not go below 2 / B, which a correction for many cells needs.
     """
@@ -62,7 +63,8 @@ def p_value(gain: float, resampled: Tensor) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p values of a family of tests, which keep its chance of any false finding (Holm 1979).
 
-    The i-th smallest of m is multiplied by m − i + 1, made no smaller than the one before it, and capped at 1.
+    The i-th smallest of m is multiplied by m − i + 1, made no smaller than the one before it, and capped at
+    1.
     """
     adjusted, least = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

@@ -57,8 +57,8 @@ class Verdict:
     is_floor : bool
         Whether the best is a floor itself.
     better, worse, cells : int
-        Support sizes at which the best is significantly better and worse than the cell's best floor, and how many
-        there are.
+        Support sizes at which the best is significantly better and worse than the cell's best floor, and how
+        many there are.
     """
 
     scenario: str
@@ -103,7 +103,10 @@ class Verdict:
 
 
 def headlines(rows: Sequence[Row]) -> list[Headline]:
-    """For each question the metric that answers it best among those in `rows`; any metric with gains where none does."""
+    """For each question the metric that answers it best among those in `rows`;
+
+    any metric with gains where none does.
+    """
     known = dict.fromkeys(
         (row["metric"], row["list"]) for row in rows if row["gain"] is not None or not _floors(rows)
     )
@@ -209,7 +212,7 @@ def is_worse(row: Row) -> bool:
 
 
 def print_summary(report: Report, console: Console) -> None:
-    """Print which algorithm a report would choose for each scenario, and the figures behind it by support size."""
+    """Print which algorithm does best in each scenario, and the figures behind it by support size."""
     rows = mean_over_seeds(report.rows)
     console.print(_answers(report.rows))
     for scenario in scenarios_of(rows):

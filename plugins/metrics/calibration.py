@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from metarec import Range, hookimpl
-from metarec.evaluation import CalibrationMetric, Scored
+from metarec.evaluation import CalibrationMetric, Metric, Scored
 
 
 class IntervalCoverage(CalibrationMetric):
-    """Share of ratings within the central predictive interval, ``|r − m| ≤ z σ``; its target is the interval's own level.
+    """Share of ratings within the central predictive interval, whose level is the target.
 
-    ``interval_coverage@90`` is right at 0.90: less is overconfident, more is timid. So neither way is better, and there
-    is no gain. Pooled over query pairs.
+    A rating is within it where ``|r − m| ≤ z σ``. ``interval_coverage@90`` is right at 0.90: less is
+    overconfident, more is timid. So neither way is better, and there is no gain. Pooled over query pairs.
 
     Parameters
     ----------
@@ -41,7 +42,10 @@ class IntervalCoverage(CalibrationMetric):
 
 
 class NegativeLogLikelihood(CalibrationMetric):
-    """``mean ½ (log 2πσ² + (r − m)²/σ²)``: nats per rating under the Gaussian with the algorithm's mean and variance."""
+    """Negative log-likelihood of the ratings under the predictive Gaussian, in nats per rating.
+
+    ``mean ½ (log 2πσ² + (r − m)²/σ²)`` with the algorithm's mean m and variance σ², pooled over query pairs.
+    """
 
     name = "nll"
 
@@ -53,10 +57,12 @@ class NegativeLogLikelihood(CalibrationMetric):
 
 
 class ContinuousRankedProbabilityScore(CalibrationMetric):
-    """``mean ∫ (F(x) − 1[r ≤ x])² dx``, F the Gaussian with the algorithm's mean and variance; in units of the rating.
+    """Distance between the predictive distribution and the rating, in units of the rating.
 
-    In closed form ``σ (z (2Φ(z) − 1) + 2φ(z) − 1/√π)`` with ``z = (r − m)/σ`` (Gneiting & Raftery 2007, equation 21,
-    with the sign turned so that lower is better). Of a point prediction it is the absolute error.
+    ``mean ∫ (F(x) − 1[r ≤ x])² dx``, F the Gaussian with the algorithm's mean and variance, pooled over query
+    pairs. In closed form ``σ (z (2Φ(z) − 1) + 2φ(z) − 1/√π)`` with ``z = (r − m)/σ`` (Gneiting & Raftery
+    2007, equation 21, with the sign turned so that lower is better). Of a point prediction it is the absolute
+    error.
     """
 
     name = "crps"
@@ -72,8 +78,8 @@ class ContinuousRankedProbabilityScore(CalibrationMetric):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `IntervalCoverage`, `NegativeLogLikelihood` and `ContinuousRankedProbabilityScore`."""
     register(IntervalCoverage)
     register(NegativeLogLikelihood)
     register(ContinuousRankedProbabilityScore)

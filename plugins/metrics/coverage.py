@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from metarec import hookimpl
-from metarec.evaluation import CatalogueMetric, Scored
+from metarec.evaluation import CatalogueMetric, Metric, Scored
 
 
 class Coverage(CatalogueMetric):
@@ -31,6 +33,6 @@ class Coverage(CatalogueMetric):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `Coverage`."""
     register(Coverage)

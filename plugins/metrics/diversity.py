@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from metarec import hookimpl
 from metarec.data import Features
-from metarec.evaluation import CatalogueMetric, Scored
+from metarec.evaluation import CatalogueMetric, Metric, Scored
 
 _LISTS_AT_ONCE = 256  # whose summed features, as wide as the encoders make them, are held at a time
 
@@ -15,8 +17,8 @@ _LISTS_AT_ONCE = 256  # whose summed features, as wide as the encoders make them
 class Diversity(CatalogueMetric):
     """Mean cosine distance between the features of all pairs among the first k. Ties go to the lower row.
 
-    With unit feature vectors u, ``1 − (‖Σu‖² − Σ‖u‖²) / (k (k − 1))``; a candidate without features is at distance 1 from
-    all. Lists of fewer than two are left out.
+    With unit feature vectors u, ``1 − (‖Σu‖² − Σ‖u‖²) / (k (k − 1))``; a candidate without features is at
+    distance 1 from all. Lists of fewer than two are left out.
 
     Parameters
     ----------
@@ -50,6 +52,6 @@ def _mean_distance(top: Tensor, features: Features) -> Tensor:
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `Diversity`."""
     register(Diversity)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from metarec import hookimpl
-from metarec.evaluation import RankingMetric, Scored, log_binomial
+from metarec.evaluation import Metric, RankingMetric, Scored, log_binomial
 
 
 class Hit(RankingMetric):
     """1 if a relevant partner is among the first k, else 0. Gain: 1 if relevant.
 
-    Ties: the chance of it in random order of equal scores. Of n partners with one score, r of them relevant, m that
-    are among the first k hold no relevant one with chance ``C(n − m, r) / C(n, r)``; the groups are independent. Tasks
-    without a relevant query partner are left out.
+    Ties: the chance of it in random order of equal scores. Of n partners with one score, r of them relevant,
+    m that are among the first k hold no relevant one with chance ``C(n − m, r) / C(n, r)``; the groups are
+    independent. Tasks without a relevant query partner are left out.
 
     Parameters
     ----------
@@ -34,6 +36,6 @@ class Hit(RankingMetric):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `Hit`."""
     register(Hit)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from metarec import hookimpl
-from metarec.evaluation import RankingMetric, Scored
+from metarec.evaluation import Metric, RankingMetric, Scored
 
 
 class MeanAveragePrecision(RankingMetric):
-    """``Σ_p≤k rel_p · precision@p / min(R, k)``, R relevant partners in the query, so that 1 can be reached. Gain: 1 if relevant.
+    """Precision at the place of each relevant partner among the first k, averaged. Gain: 1 if relevant.
 
-    Ties: the expectation over random order of equal scores. Let s partners be above a group of n, r of them relevant,
-    and R_s relevant ones above it. At its j-th place stands a relevant one with chance r/n, and with it at each of the
-    j − 1 places before it another with joint chance r(r − 1)/(n(n − 1)); so that place adds
-    ``(r/n (R_s + 1) + (j − 1) r(r − 1)/(n(n − 1))) / (s + j)``. Tasks without a relevant query partner are left out.
+    ``Σ_p≤k rel_p · precision@p / min(R, k)``, R relevant partners in the query, so that 1 can be reached.
+
+    Ties: the expectation over random order of equal scores. Let s partners be above a group of n, r of them
+    relevant, and R_s relevant ones above it. At its j-th place stands a relevant one with chance r/n, and
+    with it at each of the j − 1 places before it another with joint chance r(r − 1)/(n(n − 1)); so that place
+    adds ``(r/n (R_s + 1) + (j − 1) r(r − 1)/(n(n − 1))) / (s + j)``. Tasks without a relevant query partner
+    are left out.
 
     Parameters
     ----------
@@ -37,6 +42,6 @@ class MeanAveragePrecision(RankingMetric):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `MeanAveragePrecision`."""
     register(MeanAveragePrecision)

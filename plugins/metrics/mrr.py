@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from metarec import hookimpl
-from metarec.evaluation import RankingMetric, Scored, log_binomial
+from metarec.evaluation import Metric, RankingMetric, Scored, log_binomial
 
 
 class MeanReciprocalRank(RankingMetric):
-    """``1 / position`` of the first relevant partner, 0 where none is among the first k. Gain: 1 if relevant.
+    """Reciprocal position of the first relevant partner, 0 if beyond the first k. Gain: 1 if relevant.
 
-    Ties: the expectation over random order of equal scores. The first group with relevant partners decides: s partners
-    are above it, r of its n are relevant, and the first relevant one is its j-th with chance
+    Ties: the expectation over random order of equal scores. The first group with relevant partners decides: s
+    partners are above it, r of its n are relevant, and the first relevant one is its j-th with chance
     ``C(n − j, r − 1) / C(n, r)``. Tasks without a relevant query partner are left out.
 
     Parameters
@@ -38,6 +40,6 @@ class MeanReciprocalRank(RankingMetric):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `MeanReciprocalRank`."""
     register(MeanReciprocalRank)

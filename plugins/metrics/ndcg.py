@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from metarec import hookimpl
-from metarec.evaluation import RankingMetric, Scored
+from metarec.evaluation import Metric, RankingMetric, Scored
 
 
 class _NormalizedDiscountedCumulativeGain(RankingMetric):
@@ -27,11 +28,12 @@ class _NormalizedDiscountedCumulativeGain(RankingMetric):
 
 
 class LinearNDCG(_NormalizedDiscountedCumulativeGain):
-    """``Σ_p≤k g_p / log₂(p + 1)`` over the same sum in the best order. Gain: the rating, ``g = r``.
+    """Discounted cumulative gain of the first k over that of the best order. Gain: the rating, ``g = r``.
 
-    A partner without a rating has gain 0, as has one with a negative rating. Ties: the expectation over random order of
-    equal scores, in which each member of a group has the mean discount of the group's places (McSherry & Najork 2008).
-    Tasks without a relevant query partner are left out.
+    The sum is ``Σ_p≤k g_p / log₂(p + 1)``.     A partner without a rating has gain 0, as has one with a
+    negative rating. Ties: the expectation over random order of equal scores, in which each member of a group
+    has the mean discount of the group's places (McSherry & Najork 2008). Tasks without a relevant query
+    partner are left out.
 
     Parameters
     ----------
@@ -47,11 +49,12 @@ class LinearNDCG(_NormalizedDiscountedCumulativeGain):
 
 
 class ExponentialNDCG(_NormalizedDiscountedCumulativeGain):
-    """``Σ_p≤k g_p / log₂(p + 1)`` over the same sum in the best order. Gain: ``g = 2^r − 1`` (Burges et al. 2005).
+    """Discounted cumulative gain of the first k over that of the best order. Gain: ``g = 2^r − 1``.
 
-    A partner without a rating has gain 0, as has one with a negative rating. Ties: the expectation over random order of
-    equal scores, in which each member of a group has the mean discount of the group's places (McSherry & Najork 2008).
-    Tasks without a relevant query partner are left out.
+    The sum is ``Σ_p≤k g_p / log₂(p + 1)`` (Burges et al. 2005).     A partner without a rating has gain 0, as
+    has one with a negative rating. Ties: the expectation over random order of equal scores, in which each
+    member of a group has the mean discount of the group's places (McSherry & Najork 2008). Tasks without a
+    relevant query partner are left out.
 
     Parameters
     ----------
@@ -67,7 +70,7 @@ class ExponentialNDCG(_NormalizedDiscountedCumulativeGain):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `LinearNDCG` and `ExponentialNDCG`."""
     register(LinearNDCG)
     register(ExponentialNDCG)

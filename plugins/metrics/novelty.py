@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from metarec import hookimpl
-from metarec.evaluation import CatalogueMetric, Scored
+from metarec.evaluation import CatalogueMetric, Metric, Scored
 
 
 class Novelty(CatalogueMetric):
     """Mean self-information of the first k, in bits: ``−log₂((c + 1) / (N + 2))``. Ties go to the lower row.
 
-    c of the N entities on the tasks' side in training interacted with the candidate; one is added to those who did and
-    to those who did not, so that new candidates have a value too (after Zhou et al. 2010).
+    c of the N entities on the tasks' side in training interacted with the candidate; one is added to those
+    who did and to those who did not, so that new candidates have a value too (after Zhou et al. 2010).
 
     Parameters
     ----------
@@ -35,6 +37,6 @@ class Novelty(CatalogueMetric):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `Novelty`."""
     register(Novelty)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from metarec import hookimpl
-from metarec.evaluation import RankingMetric, Scored
+from metarec.evaluation import Metric, RankingMetric, Scored
 
 
 class Precision(RankingMetric):
@@ -29,6 +31,6 @@ class Precision(RankingMetric):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `Precision`."""
     register(Precision)

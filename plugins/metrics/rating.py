@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from metarec import hookimpl
-from metarec.evaluation import RatingMetric, Scored
+from metarec.evaluation import Metric, RatingMetric, Scored
 
 
 class MeanAbsoluteError(RatingMetric):
-    """``mean |r − m|``, m the predictive mean clipped to the scale; in units of the rating. Pooled over query pairs.
+    """Mean absolute error of the predictive mean, in units of the rating.
 
-    For comparison with papers: the mean does not minimise it, the median does (see `mae_median`).
+    ``mean |r − m|``, m the predictive mean clipped to the scale, pooled over query pairs. For comparison with
+    papers: the mean does not minimise it, the median does (see `mae_median`).
     """
 
     name = "mae"
@@ -23,10 +26,11 @@ class MeanAbsoluteError(RatingMetric):
 
 
 class MedianAbsoluteError(RatingMetric):
-    """``mean |r − q|``, q the median of the predictive distribution; in units of the rating. Pooled over query pairs.
+    """Mean absolute error of the predictive median, in units of the rating.
 
-    The distribution is Gaussian and its outcomes are the scale's, so the median is the mean, clipped, and rounded to
-    the scale's step where it has one.
+    ``mean |r − q|``, q the median of the predictive distribution, pooled over query pairs. The distribution
+    is Gaussian and its outcomes are the scale's, so the median is the mean, clipped, and rounded to the
+    scale's step where it has one.
     """
 
     name = "mae_median"
@@ -40,7 +44,10 @@ class MedianAbsoluteError(RatingMetric):
 
 
 class MeanSquaredError(RatingMetric):
-    """``mean (r − m)²``, m the predictive mean clipped to the scale; in squared units of the rating. Pooled over query pairs."""
+    """Mean squared error of the predictive mean, in squared units of the rating.
+
+    ``mean (r − m)²``, m the predictive mean clipped to the scale, pooled over query pairs.
+    """
 
     name = "mse"
 
@@ -50,9 +57,10 @@ class MeanSquaredError(RatingMetric):
 
 
 class RootMeanSquaredError(MeanSquaredError):
-    """``√(mean (r − m)²)``, m the predictive mean clipped to the scale; in units of the rating.
+    """Root of the mean squared error of the predictive mean, in units of the rating.
 
-    The mean is pooled over all query pairs of a cell before the root is drawn; a task's own value is its squared error.
+    ``√(mean (r − m)²)``, m the predictive mean clipped to the scale. The mean is pooled over all query pairs
+    of a cell before the root is drawn; a task's own value is its mean squared error.
     """
 
     name = "rmse"
@@ -63,8 +71,8 @@ class RootMeanSquaredError(MeanSquaredError):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `MeanAbsoluteError`, `MedianAbsoluteError`, `MeanSquaredError` and `RootMeanSquaredError`."""
     register(MeanAbsoluteError)
     register(MedianAbsoluteError)
     register(MeanSquaredError)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from metarec import hookimpl
-from metarec.evaluation import CatalogueMetric, Scored
+from metarec.evaluation import CatalogueMetric, Metric, Scored
 
 
 class Unseen(CatalogueMetric):
-    """Share of the first k that the entity had not met before, in lists that do *not* leave those out. Ties go to the lower row.
+    """Share of the first k that the entity had not met before. Ties go to the lower row.
 
-    The lists of all other metrics leave them out, so that this share would be 1.
+    Of lists that do *not* leave out what it had met; the lists of all other metrics do, and would make this
+    1.
 
     Parameters
     ----------
@@ -29,6 +32,6 @@ class Unseen(CatalogueMetric):
 
 
 @hookimpl
-def register_metrics(register):
-    """Add the metrics of this file."""
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Register `Unseen`."""
     register(Unseen)

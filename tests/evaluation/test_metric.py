@@ -5,21 +5,20 @@ from __future__ import annotations
 import pytest
 
 from metarec.errors import ConfigError
-from metarec.evaluation import create_metric, default_metrics
+from metarec.evaluation import create_metrics
 from metarec.pluginmanager import create_plugin_manager
 
 METRICS = create_plugin_manager(installed=False).metrics
 
 
 def test_what_follows_the_at_sign_is_an_option_and_part_of_the_label() -> None:
-    metric = create_metric("ndcg_linear@7", METRICS)
-    assert (metric.name, metric.depth, metric.label) == ("ndcg_linear", 7, "ndcg_linear@7")
-    assert create_metric("ndcg_linear", METRICS, {"k": 3}).label == "ndcg_linear@3"
-    assert create_metric("rmse", METRICS).label == "rmse"
+    deep, plain, rmse = create_metrics(["ndcg_linear@7", "ndcg_linear", "rmse", "rmse"], METRICS)
+    assert (deep.name, deep.depth, deep.label) == ("ndcg_linear", 7, "ndcg_linear@7")
+    assert (plain.label, rmse.label) == ("ndcg_linear@5", "rmse")
 
 
 def test_default_metrics_are_all_known_ones() -> None:
-    labels = [metric.label for metric in default_metrics(METRICS)]
+    labels = [metric.label for metric in create_metrics([], METRICS)]
     assert {label.partition("@")[0] for label in labels} == set(METRICS)
     assert [label for label in labels if label.startswith("interval")] == [
         f"interval_coverage@{percent}" for percent in (50, 80, 90, 95)
@@ -38,6 +37,6 @@ def test_default_metrics_are_all_known_ones() -> None:
 )
 def test_a_wrong_name_gets_one_clear_line(wanted: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        create_metric(wanted, METRICS)
+        create_metrics([wanted], METRICS)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from metarec.data import RatingScale
 from metarec.errors import ConfigError
-from metarec.evaluation import Scored, create_metric
+from metarec.evaluation import Scored, create_metrics
 from metarec.pluginmanager import create_plugin_manager
 
 SCALE = RatingScale(1.0, 5.0, relevant_from=4.0, step=1.0)
@@ -54,11 +54,11 @@ def test_interval_coverage_counts_what_lies_between_the_quantiles(case, percent:
 def test_interval_coverage_of_a_right_distribution_is_its_level() -> None:
     error = torch.randn(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     scored = Scored.of_query(SCALE, torch.tensor([0, 200_000]), 3 + 2 * error, 3 + 0 * error, 4 + 0 * error)
-    assert float(create_metric("interval_coverage@90", METRICS).score(scored)) == pytest.approx(
+    assert float(METRICS.create("interval_coverage", percent=90).score(scored)) == pytest.approx(
         0.9, abs=0.003
     )
 
 
 def test_a_level_off_the_range_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"metric 'interval_coverage@100': percent is '100', expected .*99"):
-        create_metric("interval_coverage@100", METRICS)
+        create_metrics(["interval_coverage@100"], METRICS)
