@@ -3,6 +3,14 @@
 from metarec.data.building import Columns, Policies, Table, build_dataset, infer_scale
 from metarec.data.dataset import Dataset, EncoderSpec, Entities, RatingScale, Side, partner_side
 from metarec.data.features import Block, Features
+from metarec.data.files import (
+    Layout,
+    read_parquet,
+    read_text,
+    read_text_interactions,
+    typed,
+    with_numbers,
+)
 from metarec.data.reader import Reader
 
 __all__ = [
@@ -12,6 +20,7 @@ __all__ = [
     "EncoderSpec",
     "Entities",
     "Features",
+    "Layout",
     "Policies",
     "RatingScale",
     "Reader",
@@ -20,4 +29,9 @@ __all__ = [
     "build_dataset",
     "infer_scale",
     "partner_side",
+    "read_parquet",
+    "read_text",
+    "read_text_interactions",
+    "typed",
+    "with_numbers",
 ]

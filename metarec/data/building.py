@@ -19,6 +19,8 @@ Duplicates = Literal["error", "last", "mean"]
 Outliers = Literal["error", "drop", "clip"]
 SIDES: tuple[Side, ...] = get_args(Side)
 
+INTEGER = r"^(?:0|-?[1-9][0-9]*)$"
+
 FINEST_SCALE = 101
 """An inferred scale has at most so many steps; beyond, ratings count as continuous."""
 
@@ -64,6 +66,21 @@ class Table:
             raise DataError(f"{self.source}: {unknown_name('column', name, self.frame.columns)}")
         return self.frame[name]
 
+    def check(self, wrong: pl.Series | Tensor, column: str, expected: str) -> None:
+        """Refuse the first row that is `wrong` (bool [n]), with its place, what stands there and what was expected.
+
+        Raises
+        ------
+        DataError
+            There is one.
+        """
+        wrong = torch.as_tensor(wrong.to_numpy(writable=True)) if isinstance(wrong, pl.Series) else wrong
+        if wrong.any():
+            row = int(wrong.int().argmax())
+            raise DataError(
+                f"{self.at(row, column)}: found {_shown(self.frame[column][row])}, expected {expected}"
+            )
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -76,7 +93,7 @@ class Columns:
     rating : str or None
         None where feedback is implicit: the data only say what was chosen.
     time : str, optional
-        When it happened: integers, or dates (which become seconds since 1970).
+        When it happened: numbers (rounded down), or dates (which become seconds since 1970).
     """
 
     user: str = "user"
@@ -150,17 +167,15 @@ def build_dataset(
     if scale is not None:
         interactions, rating = _settle_outliers(interactions, rating, columns, scale, policies.outliers)
     time = _times(interactions, columns.time)
-    ids = {side: _checked_ids(interactions, columns.of(side)) for side in SIDES}
-    tables = {
-        side: _entities(side, ids[side], columns, entities or {}, encoders or {}, display or {})
-        for side in SIDES
-    }
+    entities, encoders, display = entities or {}, encoders or {}, display or {}
+    users, user = _number("user", interactions, columns, entities, encoders, display)
+    items, item = _number("item", interactions, columns, entities, encoders, display)
     dataset = Dataset(
         name,
-        users=tables["user"],
-        items=tables["item"],
-        user=_rows(ids["user"], tables["user"].ids),
-        item=_rows(ids["item"], tables["item"].ids),
+        users=users,
+        items=items,
+        user=user,
+        item=item,
         rating=rating,
         scale=scale or RatingScale.for_implicit(),
         time=time,
@@ -183,7 +198,7 @@ def infer_scale(rating: Tensor, source: str) -> RatingScale:
     DataError
         All ratings are equal.
     """
-    distinct = rating.unique().double()
+    distinct = pl.Series(rating.numpy()).unique().sort().cast(pl.Float64).to_torch()
     low, high = distinct[0].item(), distinct[-1].item()
     if low == high:
         raise DataError(
@@ -216,8 +231,7 @@ def _checked_ids(table: Table, column: str) -> pl.Series:
         raise DataError(
             f"{table.source}, column {column!r}: found {ids.dtype}, expected ids (integers or strings)"
         )
-    if ids.null_count():
-        raise DataError(f"{table.at(_first(ids.is_null()), column)}: found no id")
+    table.check(ids.is_null(), column, "an id")
     return ids.cast(pl.Int64) if ids.dtype.is_integer() else ids
 
 
@@ -230,10 +244,7 @@ def _ratings(table: Table, column: str | None) -> Tensor:
             f"{table.source}, column {column!r}: found {values.dtype}, expected ratings (numbers)"
         )
     values = values.cast(pl.Float32)
-    wrong = ~values.is_finite().fill_null(False)
-    if wrong.any():
-        row = _first(wrong)
-        raise DataError(f"{table.at(row, column)}: found {_shown(values[row])}, expected a finite number")
+    table.check(~values.is_finite().fill_null(False), column, "a finite number")
     return values.to_torch()
 
 
@@ -243,30 +254,39 @@ def _times(table: Table, column: str | None) -> Tensor | None:
     values = table.column(column)
     if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
         values = values.dt.epoch("s")
-    if not values.dtype.is_integer():
+    if not values.dtype.is_numeric():
         raise DataError(
-            f"{table.source}, column {column!r}: found {values.dtype}, expected times (integers or dates)"
+            f"{table.source}, column {column!r}: found {values.dtype}, expected times (numbers or dates)"
         )
-    if values.null_count():
-        raise DataError(f"{table.at(_first(values.is_null()), column)}: found no time")
+    table.check(~values.is_finite().fill_null(False), column, "a time")
+    if values.dtype.is_float():
+        values = values.floor()
     return values.cast(pl.Int64).to_torch()
 
 
-def _entities(
+def _number(
     side: Side,
-    named: pl.Series,
+    interactions: Table,
     columns: Columns,
     entities: Mapping[Side, Table],
     encoders: Mapping[Side, Mapping[str, EncoderSpec | None]],
     display: Mapping[Side, str],
-) -> Entities:
+) -> tuple[Entities, Tensor]:
+    """The entities of a side, and the row of each interaction's one (int32 [n])."""
     key = columns.of(side)
-    ids = named.unique()
+    named = _checked_ids(interactions, key)
     if side not in entities:
-        return Entities(ids.sort(), pl.DataFrame(height=len(ids)))
+        ids = named.unique().sort()
+        return Entities(ids, pl.DataFrame(height=len(ids))), _rows(named, ids)
     table = entities[side]
-    listed = _listed_ids(table, key, ids.dtype)
-    ids = pl.concat([ids, listed]).unique().sort()
+    named, listed = _of_one_type(named, _listed_ids(table, key))
+    distinct = named.unique()
+    if len(listed) and not distinct.is_in(listed.implode()).any():
+        raise DataError(
+            f"{table.source}, column {key!r}: none of the ids occurs in {interactions.source}, "
+            f"where the first is {named[0]!r}; found {listed[0]!r} first"
+        )
+    ids = pl.concat([distinct, listed]).unique().sort()
     attributes = [_attribute(table, name) for name in table.frame.columns if name != key]
     lines = pl.DataFrame([listed, *attributes])
     aligned = ids.to_frame().join(lines, on=key, how="left", maintain_order="left").drop(key)
@@ -274,15 +294,11 @@ def _entities(
     if shown is not None and shown not in aligned.columns:
         raise DataError(f"{table.source}: {unknown_name('column', shown, aligned.columns)}")
     specs = {name: spec for name, spec in encoders.get(side, {}).items() if name in aligned.columns}
-    return Entities(ids, aligned, specs, shown)
+    return Entities(ids, aligned, specs, shown), _rows(named, ids)
 
 
-def _listed_ids(table: Table, key: str, expected: pl.DataType) -> pl.Series:
+def _listed_ids(table: Table, key: str) -> pl.Series:
     listed = _checked_ids(table, key)
-    if listed.dtype != expected and len(listed):
-        raise DataError(
-            f"{table.source}, column {key!r}: found {listed.dtype}, expected {expected} as in the interactions"
-        )
     again = ~listed.is_first_distinct()
     if again.any():
         row = _first(again)
@@ -290,20 +306,35 @@ def _listed_ids(table: Table, key: str, expected: pl.DataType) -> pl.Series:
         raise DataError(
             f"{table.at(row, key)}: id {listed[row]!r} is repeated, it stands at {before} already"
         )
-    return listed.cast(expected)
+    return listed
+
+
+def _of_one_type(named: pl.Series, listed: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Both as integers where one has integers and the other's strings all spell some, else both as strings."""
+    if named.dtype == listed.dtype:
+        return named, listed
+    if named.dtype.is_integer() and spell_integers(listed):
+        return named, listed.cast(pl.Int64)
+    if listed.dtype.is_integer() and spell_integers(named):
+        return named.cast(pl.Int64), listed
+    return named.cast(pl.String), listed.cast(pl.String)
+
+
+def spell_integers(strings: pl.Series) -> bool:
+    """Whether all strings are integers without leading zeros, which are the same strings when written again."""
+    written = strings.str.contains(INTEGER) | strings.is_null()
+    return bool(written.all()) and strings.cast(pl.Int64, strict=False).null_count() == strings.null_count()
 
 
 def _attribute(table: Table, name: str) -> pl.Series:
     values = table.frame[name]
     if not _is_attribute(values.dtype):
         raise DataError(
-            f"{table.source}, column {name!r}: found {values.dtype}, expected numbers, strings, booleans or lists of them"
+            f"{table.source}, column {name!r}: found {values.dtype}, "
+            "expected numbers, strings, booleans or lists of them"
         )
     if values.dtype.is_float():
-        infinite = values.is_infinite().fill_null(False)
-        if infinite.any():
-            row = _first(infinite)
-            raise DataError(f"{table.at(row, name)}: found {_shown(values[row])}, expected a finite number")
+        table.check(values.is_infinite().fill_null(False), name, "a finite number")
         values = values.fill_nan(None)
     return values
 
@@ -329,18 +360,19 @@ def _settle_outliers(
     table: Table, rating: Tensor, columns: Columns, scale: RatingScale, policy: Outliers
 ) -> tuple[Table, Tensor]:
     outside = (rating < scale.low) | (rating > scale.high)
-    if not outside.any():
+    if columns.rating is None or not outside.any():
         return table, rating
     if policy == "clip":
         return table, scale.clip(rating)
     if policy == "drop":
         kept = torch.nonzero(~outside).squeeze(1)
         return table.take(kept), rating[kept]
-    row = int(outside.int().argmax())
-    raise DataError(
-        f"{table.at(row, columns.rating or 'rating')}: found {_shown(rating[row].item())}, "
-        f"expected a rating from {scale.low:g} to {scale.high:g} (or outliers='drop' or 'clip')"
+    table.check(
+        outside,
+        columns.rating,
+        f"a rating from {scale.low:g} to {scale.high:g} (or outliers='drop' or 'clip')",
     )
+    return table, rating
 
 
 def _settle_duplicates(dataset: Dataset, table: Table, columns: Columns, policy: Duplicates) -> Dataset:
@@ -380,4 +412,6 @@ def _first(mask: pl.Series) -> int:
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else f"{value:g}"
+    if value is None:
+        return "nothing"
+    return f"{value:g}" if isinstance(value, float) else repr(value)

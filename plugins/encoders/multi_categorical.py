@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Self
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -48,7 +49,8 @@ class MultiCategorical(Encoder):
         entries = _entries(column)
         codes = codes_of(entries["value"], self.values_)
         rows = torch.from_numpy(entries["row"].to_numpy(writable=True))
-        rows, codes = torch.stack([rows, codes]).unique(dim=1)
+        pairs = torch.from_numpy(np.unique((rows * self.width + codes).numpy()))
+        rows, codes = pairs // self.width, pairs % self.width
         weights = torch.bincount(rows, minlength=len(column))[rows].to(torch.float32).rsqrt()
         return Features.from_entries(rows, codes, weights, count=len(column), width=self.width)
 
@@ -66,10 +68,11 @@ class MultiCategorical(Encoder):
 
 def _entries(column: pl.Series) -> pl.DataFrame:
     """``row`` and ``value``, one line per value of each list; a missing or empty list has one line without a value."""
-    if column.dtype not in (pl.List, pl.Array, pl.Null):
+    if column.dtype == pl.Null:
+        column = column.cast(pl.List(pl.Null))
+    if not isinstance(column.dtype, pl.List | pl.Array):
         raise DataError(f"attribute {column.name!r}: found {column.dtype}, expected lists of strings")
-    lists = column.cast(pl.List(pl.Null) if column.dtype == pl.Null else pl.List(column.dtype.inner))
-    lines = one_per_value(lists.list.drop_nulls())
+    lines = one_per_value(column.cast(pl.List(column.dtype.inner)).list.drop_nulls())
     return lines.with_columns(as_strings(lines["value"].alias(column.name)).alias("value"))
 
 
