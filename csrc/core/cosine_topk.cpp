@@ -85,7 +85,6 @@ struct Search {
   std::span<const double> query_norms;
   std::span<const std::int64_t> excluded_offsets, excluded_rows;  // rows ascend within each query
   bool cosine;
-  double largest_norm;
 
   static double length(double norm) { return norm > kNormEpsilon ? norm : norm <= kNormEpsilon ? kNormEpsilon : norm; }
 
@@ -105,12 +104,13 @@ struct Search {
   }
 
   // The product of the norms that estimates of a query are made of, at most.
-  double magnitude(std::int64_t query) const { return cosine ? 1.0 : query_norms[query] * largest_norm; }
+  double magnitude(std::int64_t query) const { return cosine ? 1.0 : query_norms[query] * table.largest_norm; }
 
   // Beyond this magnitude an estimate could overflow, and bounds nothing.
   static constexpr double kSafeMagnitude = 1e37;
   bool can_overflow(std::int64_t query) const {
-    return !(largest_norm < kSafeMagnitude && query_norms[query] < kSafeMagnitude && magnitude(query) < kSafeMagnitude);
+    return !(table.largest_norm < kSafeMagnitude && query_norms[query] < kSafeMagnitude &&
+             magnitude(query) < kSafeMagnitude);
   }
 
   // A bound on |estimate - score| for a tile: a sum of d products of float32 in any order has a relative error of at
@@ -142,7 +142,7 @@ struct Search {
       squared += (value - scale * code) * (value - scale * code);
       coded.codes[static_cast<std::size_t>(d)] = static_cast<std::int16_t>(code);
     }
-    const double residual = std::sqrt(squared), item = cosine ? 1.0 : largest_norm;
+    const double residual = std::sqrt(squared), item = cosine ? 1.0 : table.largest_norm;
     coded.scale = static_cast<float>(scale);
     coded.error_factor = static_cast<float>(1.001 * (norm + residual));
     coded.error = static_cast<float>(1.001 * residual * item + 16 * 0x1p-24 * magnitude(query) +
@@ -186,11 +186,14 @@ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b
 }  // namespace
 
 template <class Real>
-void item_norms(std::int64_t dim, std::span<const Real> items, std::span<double> norms, const Parallel& parallel) {
+double item_norms(std::int64_t dim, std::span<const Real> items, std::span<double> norms, const Parallel& parallel) {
   const std::int64_t count = std::ssize(norms), parts = std::clamp<std::int64_t>(count / 1024, 1, parallel.threads);
   parallel.run(parts, [&](std::int64_t part) {
     METAREC_DISPATCH(norms_range(dim, items.data(), norms.data(), count * part / parts, count * (part + 1) / parts));
   });
+  double largest = 0;
+  for (const double norm : norms) largest = std::max(largest, norm);
+  return largest;
 }
 
 void encode_items(std::int64_t dim, std::span<const float> items, std::span<const double> norms, Similarity similarity,
@@ -221,10 +224,8 @@ void cosine_topk(std::span<const Real> queries, const ItemTable<Real>& table, st
   if (count == 0) return;
   std::vector<double> query_norms(static_cast<std::size_t>(count));
   item_norms(table.dim, queries, std::span(query_norms), Parallel{});
-  double largest_norm = 0;
-  for (const double norm : table.norms) largest_norm = std::max(largest_norm, norm);
   const Search<Real> search{queries, table, query_norms, excluded.offsets, excluded_rows,
-                            similarity == Similarity::cosine, largest_norm};
+                            similarity == Similarity::cosine};
 
   // The work is a grid of query blocks, which fit the second-level cache, and item ranges. Few blocks are spread over
   // the threads by ranges that are long enough for heaps to fill in a small part of each.
@@ -280,8 +281,8 @@ void cosine_topk(std::span<const Real> queries, const ItemTable<Real>& table, st
   }
 }
 
-template void item_norms(std::int64_t, std::span<const float>, std::span<double>, const Parallel&);
-template void item_norms(std::int64_t, std::span<const double>, std::span<double>, const Parallel&);
+template double item_norms(std::int64_t, std::span<const float>, std::span<double>, const Parallel&);
+template double item_norms(std::int64_t, std::span<const double>, std::span<double>, const Parallel&);
 template void cosine_topk(std::span<const float>, const ItemTable<float>&, std::int64_t, const Excluded&, Similarity,
                           std::span<float>, std::span<std::int64_t>, const Parallel&);
 template void cosine_topk(std::span<const double>, const ItemTable<double>&, std::int64_t, const Excluded&, Similarity,

@@ -22,42 +22,41 @@ constexpr int kPanel = 2 * kLanes<float>;
 constexpr int kTileItems = METAREC_VECTOR_BYTES == 64 ? 14 : METAREC_VECTOR_BYTES == 32 ? 6 : 5;
 constexpr int kSumLanes = 16;
 
-template <class Real>
-[[gnu::always_inline]] inline void load_doubles(const Real* from, Vector<double>* to) {
-  constexpr int lanes = kLanes<double>;
-  for (int v = 0; v < kSumLanes / lanes; ++v) {
-    if constexpr (sizeof(Real) == sizeof(double)) {
-      to[v] = load(from + v * lanes);
-    } else {
-      typename VectorOf<float, lanes>::Type narrow;
-      std::memcpy(&narrow, from + v * lanes, sizeof(narrow));
-      to[v] = __builtin_convertvector(narrow, Vector<double>);
-    }
+constexpr int kSumVectors = kSumLanes / kLanes<double>;
+
+[[gnu::always_inline]] inline Vector<double> load_doubles(const double* from) { return load(from); }
+
+[[gnu::always_inline]] inline Vector<double> load_doubles(const float* from) {
+  typename VectorOf<float, kLanes<double>>::Type narrow;
+  std::memcpy(&narrow, from, sizeof(narrow));
+  return __builtin_convertvector(narrow, Vector<double>);
+}
+
+template <class Left, class Right>
+[[gnu::always_inline]] inline void add_products(const Left* left, const Right* right, Vector<double>* totals) {
+  for (int v = 0; v < kSumVectors; ++v) {
+    totals[v] += load_doubles(left + v * kLanes<double>) * load_doubles(right + v * kLanes<double>);
   }
 }
 
 // The dot product in double precision. The order of the sum is fixed by kSumLanes, and products of floats are exact in
 // a double, so for float the result is the same for every instruction set.
-template <class Left, class Real>
-double exact_dot(const Left* left, const Real* right, std::int64_t dim) {
-  constexpr int vectors = kSumLanes / kLanes<double>;
-  Vector<double> totals[vectors] = {};
+template <class Left, class Right>
+[[gnu::always_inline]] inline double exact_dot(const Left* left, const Right* right, std::int64_t dim) {
+  Vector<double> totals[kSumVectors] = {};
   std::int64_t i = 0;
-  for (; i + kSumLanes <= dim; i += kSumLanes) {
-    Vector<double> a[vectors], b[vectors];
-    load_doubles(left + i, a);
-    load_doubles(right + i, b);
-    for (int v = 0; v < vectors; ++v) totals[v] += a[v] * b[v];
+  for (; i + kSumLanes <= dim; i += kSumLanes) add_products(left + i, right + i, totals);
+  if (i < dim) {
+    Left left_rest[kSumLanes] = {};
+    Right right_rest[kSumLanes] = {};
+    std::copy(left + i, left + dim, left_rest);
+    std::copy(right + i, right + dim, right_rest);
+    add_products(left_rest, right_rest, totals);
   }
-  double lanes[kSumLanes];
-  std::memcpy(lanes, totals, sizeof(lanes));
-  for (int lane = 0; i < dim; ++i, ++lane) {
-    lanes[lane] += static_cast<double>(left[i]) * static_cast<double>(right[i]);
+  for (int width = kSumVectors / 2; width > 0; width /= 2) {
+    for (int v = 0; v < width; ++v) totals[v] += totals[v + width];
   }
-  for (int width = kSumLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  }
-  return lanes[0];
+  return sum<double>(totals[0]);
 }
 
 template <class Real>
@@ -68,24 +67,34 @@ void norms_range(std::int64_t dim, const Real* items, double* norms, std::int64_
   }
 }
 
-// Scores the pair where the query may have it, and offers it to the query's heap.
+// Offers a pair to the query's heap.
 template <class Real>
-void consider(const Search<Real>& search, BestItems<Real>& best, std::int64_t query, std::int64_t row) {
-  if (search.is_excluded(query, row)) return;
+[[gnu::always_inline]] inline void offer(const Search<Real>& search, BestItems<Real>& best, std::int64_t query,
+                                         std::int64_t row, double product) {
+  const Real score = search.score(product, query, row);
+  if (!(score >= best.worst()) || search.is_excluded(query, row)) return;
+  best.offer(score, row);
+}
+
+// Scores a pair that has passed the first pass.
+inline void consider(const Search<float>& search, BestItems<float>& best, std::int64_t query, std::int64_t row) {
   const std::int64_t dim = search.table.dim;
-  const double product =
-      exact_dot(search.queries.data() + query * dim, search.table.items.data() + row * dim, dim);
-  best.offer(search.score(product, query, row), row);
+  const float* item = search.table.items.data() + row * dim;
+  offer(search, best, query, row, exact_dot(search.queries.data() + query * dim, item, dim));
 }
 
 template <class Real>
 void search_exactly(const Search<Real>& search, std::int64_t first_query, std::span<BestItems<Real>> best,
                     std::int64_t begin, std::int64_t end) {
+  const std::int64_t dim = search.table.dim, count = std::ssize(best);
+  const Real* first = search.queries.data() + first_query * dim;
+  const std::vector<double> queries(first, first + count * dim);
   constexpr std::int64_t block = 256;
   for (std::int64_t from = begin; from < end; from += block) {
-    for (std::size_t q = 0; q < best.size(); ++q) {
+    for (std::int64_t q = 0; q < count; ++q) {
       for (std::int64_t row = from; row < std::min(from + block, end); ++row) {
-        consider(search, best[q], first_query + static_cast<std::int64_t>(q), row);
+        const double product = exact_dot(queries.data() + q * dim, search.table.items.data() + row * dim, dim);
+        offer(search, best[static_cast<std::size_t>(q)], first_query + q, row, product);
       }
     }
   }

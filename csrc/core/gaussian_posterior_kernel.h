@@ -224,6 +224,25 @@ bool read_prior(const GaussianTasks<Real>& tasks, std::int64_t task, bool first,
   return true;
 }
 
+// Writes an upper triangle as the lower one of an unpadded matrix, in blocks: a column of a large one would touch a
+// cache line, and the same few sets of the cache, for every value.
+template <class Real>
+void write_transposed(const Real* upper, std::int64_t rank, std::int64_t stride, Real* lower) {
+  constexpr std::int64_t block = 16;
+  for (std::int64_t from = 0; from < rank; from += block) {
+    for (std::int64_t column = 0; column <= from; column += block) {
+      for (std::int64_t i = from; i < std::min(from + block, rank); ++i) {
+        for (std::int64_t k = column; k <= std::min(column + block - 1, i); ++k) {
+          lower[i * rank + k] = upper[k * stride + i];
+        }
+      }
+    }
+    for (std::int64_t i = from; i < std::min(from + block, rank); ++i) {
+      std::fill(lower + i * rank + i + 1, lower + (i + 1) * rank, Real(0));
+    }
+  }
+}
+
 template <class Real>
 Failure posterior_range(const GaussianTasks<Real>& tasks, const GaussianPosterior<Real>& posterior, std::int64_t begin,
                         std::int64_t end) {
@@ -288,11 +307,7 @@ Failure posterior_range(const GaussianTasks<Real>& tasks, const GaussianPosterio
         prior.log_diagonal - log_diagonal(total, rank, stride) +
         (log_precision - static_cast<double>(present) * log_two_pi - misfit) / 2);
     std::copy(mean, mean + rank, posterior.mean.data() + task * rank);
-    Real* lower = posterior.cholesky.data() + task * rank * rank;
-    for (std::int64_t i = 0; i < rank; ++i) {
-      for (std::int64_t k = 0; k <= i; ++k) lower[i * rank + k] = total[k * stride + i];
-      std::fill(lower + i * rank + i + 1, lower + (i + 1) * rank, Real(0));
-    }
+    write_transposed(total, rank, stride, posterior.cholesky.data() + task * rank * rank);
   }
   return {};
 }

@@ -25,6 +25,11 @@ std::span<Value> mutable_values(const Tensor& tensor) {
   return {static_cast<Value*>(tensor.mutable_data_ptr()), static_cast<std::size_t>(tensor.numel())};
 }
 
+// Asks the dispatcher for a copy only where one is needed: for one small task the question costs more than the work.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // Torch's threads.
 inline Parallel torch_threads() {
   return {static_cast<std::int64_t>(torch::stable::get_num_threads()),

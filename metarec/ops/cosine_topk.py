@@ -22,6 +22,8 @@ class PreparedItems:
     """The items as given, ``[N, d]``."""
     norms: Tensor
     """Their Euclidean norms, float64, ``[N]``."""
+    largest_norm: Tensor
+    """The largest of these, ``[1]``."""
     codes: Tensor
     """The items in 8 bits for the first pass over them, empty where there is no such pass."""
     code_bounds: Tensor
@@ -55,8 +57,7 @@ def prepare_items(items: Tensor, *, similarity: Similarity = "cosine") -> Prepar
     _check_matrix("prepare_items", "items", items)
     cosine = _is_cosine("prepare_items", similarity)
     table = items.detach().contiguous()
-    norms, codes, bounds = _prepare(table, cosine, table.dtype == torch.float32)
-    return PreparedItems(table, norms, codes, bounds, similarity)
+    return PreparedItems(table, *_prepare(table, cosine, table.dtype == torch.float32), similarity)
 
 
 def cosine_topk(
@@ -138,7 +139,16 @@ def cosine_topk(
             )
     with torch.no_grad():
         best: tuple[Tensor, Tensor] = _topk(
-            queries, table, prepared.norms, prepared.codes, prepared.code_bounds, k, offsets, rows, cosine
+            queries,
+            table,
+            prepared.norms,
+            prepared.largest_norm,
+            prepared.codes,
+            prepared.code_bounds,
+            k,
+            offsets,
+            rows,
+            cosine,
         )
     return best
 
@@ -156,17 +166,19 @@ def _is_cosine(op: str, similarity: str) -> bool:
     return similarity == "cosine"
 
 
-def _fake_prepare(items: Tensor, cosine: bool, compact: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_prepare(items: Tensor, cosine: bool, compact: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     norms = items.new_empty(items.size(0), dtype=torch.float64)
     groups = -(-items.size(0) // reference.CODE_GROUP) if compact else 0
     codes = items.new_empty((groups, -(-items.size(1) // 2), reference.CODE_GROUP, 2), dtype=torch.int8)
-    return norms, codes, items.new_empty((groups, 2, reference.CODE_GROUP), dtype=torch.float32)
+    bounds = items.new_empty((groups, 2, reference.CODE_GROUP), dtype=torch.float32)
+    return norms, norms.new_empty(1), codes, bounds
 
 
 def _fake_topk(
     queries: Tensor,
     items: Tensor,
     norms: Tensor,
+    largest_norm: Tensor,
     codes: Tensor,
     code_bounds: Tensor,
     k: int,

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 NORM_EPSILON = 1e-12
 """A norm below this counts as this, so that the cosine with a zero vector is zero."""
@@ -158,17 +159,34 @@ def gaussian_update(
     return mean + step, updated
 
 
-def cosine_topk_prepare(items: Tensor, cosine: bool, compact: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the norms, and a compact table of codes from kernels that use one: this has none."""
+def cosine_topk_prepare(items: Tensor, cosine: bool, compact: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count, dim = items.shape
     norms = torch.linalg.vector_norm(items, dim=1, dtype=torch.float64)
-    codes = items.new_empty((0, -(-items.size(1) // 2), CODE_GROUP, 2), dtype=torch.int8)
-    return norms, codes, items.new_empty((0, 2, CODE_GROUP), dtype=torch.float32)
+    largest_norm = F.pad(norms.nan_to_num(0, math.inf), (0, 1)).amax(0, keepdim=True)
+    groups, pairs = -(-count // CODE_GROUP) if compact else 0, -(-dim // 2)
+    table = norms.new_zeros(groups * CODE_GROUP, 2 * pairs)
+    table[:count, :dim] = items[: table.size(0)]
+    finite = table.isfinite().all(1)
+    table[~finite] = 0
+    scales = F.pad(table.abs(), (0, 1)).amax(1) / 127
+    codes = (table / scales.where(scales > 0, 1.0)[:, None]).round()
+    errors = torch.linalg.vector_norm(table - scales[:, None] * codes, dim=1).where(finite, math.inf)
+    bounds = torch.stack([scales, errors])
+    if cosine and compact:
+        bounds[:, :count] /= norms.clamp_min(NORM_EPSILON).where(finite[:count], 1.0)
+    return (
+        norms,
+        largest_norm,
+        codes.to(torch.int8).view(groups, CODE_GROUP, pairs, 2).transpose(1, 2),
+        bounds.float().view(2, groups, CODE_GROUP).transpose(0, 1),
+    )
 
 
 def cosine_topk(
     queries: Tensor,
     items: Tensor,
     norms: Tensor,
+    largest_norm: Tensor,
     codes: Tensor,
     code_bounds: Tensor,
     k: int,

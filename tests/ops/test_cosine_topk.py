@@ -81,11 +81,25 @@ def test_exact_on_integers_with_many_ties(batch, similarity, prepared):
     if similarity == "dot":
         assert torch.equal(rows, expected_rows)
         assert torch.equal(scores.double(), expected_scores)
-    wanted = reference.cosine_topk(
-        queries, items, items.double().norm(dim=1), items, items, 60, None, None, similarity == "cosine"
-    )
+    cosine = similarity == "cosine"
+    plain = reference.cosine_topk_prepare(items, cosine, False)
+    wanted = reference.cosine_topk(queries, items, *plain, 60, None, None, cosine)
     assert torch.equal(scores, wanted[0])
     assert torch.equal(rows, wanted[1])
+
+
+@pytest.mark.skipif(not NATIVE, reason="no native kernels in this build")
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize(("count", "dim"), [(0, 4), (1, 1), (33, 0), (50, 7), (1000, 64)])
+def test_items_are_prepared_as_by_the_reference(count, dim, cosine):
+    items = normal(count, dim)
+    items[7::11], items[8::13, -1:] = 0, math.inf
+    norms, largest, codes, bounds = torch.ops.metarec.cosine_topk_prepare(items, cosine, True)
+    wanted = reference.cosine_topk_prepare(items, cosine, True)
+    torch.testing.assert_close(norms, wanted[0])
+    torch.testing.assert_close(largest, wanted[1])
+    assert torch.equal(codes, wanted[2])
+    torch.testing.assert_close(bounds, wanted[3])
 
 
 def test_prepared_items_give_the_very_same_results():
@@ -175,7 +189,7 @@ def test_excluded_rows_in_any_order_repeated_or_out_of_range(data):
     queries, items = normal(len(lists), 3), normal(count, 3, seed=1)
     excluded = ragged(lists)
     if all(0 <= row < count for rows in lists for row in rows):
-        scores, rows = cosine_topk(queries, items, count, excluded=excluded)
+        _, rows = cosine_topk(queries, items, count, excluded=excluded)
         expected = brute_force(queries, items, count, excluded, "cosine")
         assert torch.equal(rows, expected[1])
     else:
@@ -204,7 +218,17 @@ def test_opcheck(dtype):
     torch.library.opcheck(torch.ops.metarec.cosine_topk_prepare.default, (items, True, compact))
     table = prepare_items(items)
     excluded = ragged([[1], [], [2, 3]])
-    args = (queries, items, table.norms, table.codes, table.code_bounds, 4, *excluded, True)
+    args = (
+        queries,
+        items,
+        table.norms,
+        table.largest_norm,
+        table.codes,
+        table.code_bounds,
+        4,
+        *excluded,
+        True,
+    )
     torch.library.opcheck(torch.ops.metarec.cosine_topk.default, args)
 
 

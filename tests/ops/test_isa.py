@@ -8,8 +8,8 @@ import pytest
 from metarec.ops.library import NATIVE
 
 CHOSEN = (
-    "test_equals_reference_in_double or test_gradients_equal or test_updates_in_any_order or test_equals_brute_force "
-    "or near_ties or nan_and_infinity"
+    "test_equals_reference_in_double or test_gradients_equal or test_updates_in_any_order "
+    "or test_equals_brute_force or near_ties or nan_and_infinity"
 )
 
 
@@ -21,6 +21,7 @@ def test_lesser_instruction_sets_agree(isa):
         [*command, str(Path(__file__).parent)],
         env={**os.environ, "METAREC_ISA": isa},
         capture_output=True,
+        check=False,
         text=True,
     )
     assert run.returncode == 0, run.stdout
@@ -42,6 +43,7 @@ def test_the_reference_serves_without_native_kernels():
         [*command, str(Path(__file__).parent)],
         env={**os.environ, "METAREC_CPP": "0"},
         capture_output=True,
+        check=False,
         text=True,
     )
     assert run.returncode == 0, run.stdout

@@ -22,6 +22,7 @@ struct ItemTable {
   std::int64_t dim;
   std::span<const Real> items;          // [count, dim]
   std::span<const double> norms;        // [count]
+  double largest_norm;
   std::span<const std::int8_t> codes;   // [groups, ceil(dim / 2), kCodeGroup, 2], or empty
   std::span<const float> code_bounds;   // [groups, 2, kCodeGroup]: scale and error of each code, or empty
 
@@ -34,9 +35,9 @@ struct Excluded {
   std::span<const std::int64_t> rows;
 };
 
-// Computes the norms of items.
+// Computes the norms of items, and gives the largest.
 template <class Real>
-void item_norms(std::int64_t dim, std::span<const Real> items, std::span<double> norms, const Parallel& parallel = {});
+double item_norms(std::int64_t dim, std::span<const Real> items, std::span<double> norms, const Parallel& parallel = {});
 
 // Computes the compact codes of items, for one similarity.
 void encode_items(std::int64_t dim, std::span<const float> items, std::span<const double> norms, Similarity similarity,

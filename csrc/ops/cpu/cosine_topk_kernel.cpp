@@ -8,42 +8,44 @@
 namespace metarec::ops {
 namespace {
 
-using torch::stable::contiguous;
 using torch::stable::new_empty;
 
 constexpr Similarity similarity_of(bool cosine) { return cosine ? Similarity::cosine : Similarity::dot; }
 
-std::tuple<Tensor, Tensor, Tensor> prepare(Tensor items, bool cosine, bool compact) {
-  items = contiguous(items);
+std::tuple<Tensor, Tensor, Tensor, Tensor> prepare(Tensor items, bool cosine, bool compact) {
+  items = dense(items);
   const std::int64_t count = items.size(0), dim = items.size(1);
   const std::int64_t groups = compact ? (count + kCodeGroup - 1) / kCodeGroup : 0;
   const Tensor norms = new_empty(items, {count}, ScalarType::Double);
+  const Tensor largest_norm = new_empty(items, {1}, ScalarType::Double);
   const Tensor codes = new_empty(items, {groups, (dim + 1) / 2, kCodeGroup, 2}, ScalarType::Char);
   const Tensor bounds = new_empty(items, {groups, 2, kCodeGroup}, ScalarType::Float);
   with_real(items, [&]<class Real>(Real) {
-    item_norms<Real>(dim, values<Real>(items), mutable_values<double>(norms), torch_threads());
+    mutable_values<double>(largest_norm)[0] =
+        item_norms<Real>(dim, values<Real>(items), mutable_values<double>(norms), torch_threads());
   });
   if (compact) {
     encode_items(dim, values<float>(items), values<double>(norms), similarity_of(cosine),
                  mutable_values<std::int8_t>(codes), mutable_values<float>(bounds), torch_threads());
   }
-  return {norms, codes, bounds};
+  return {norms, largest_norm, codes, bounds};
 }
 
-std::tuple<Tensor, Tensor> topk(Tensor queries, Tensor items, Tensor norms, Tensor codes, Tensor code_bounds,
-                                std::int64_t k, std::optional<Tensor> excluded_offsets,
+std::tuple<Tensor, Tensor> topk(Tensor queries, Tensor items, Tensor norms, Tensor largest_norm, Tensor codes,
+                                Tensor code_bounds, std::int64_t k, std::optional<Tensor> excluded_offsets,
                                 std::optional<Tensor> excluded_rows, bool cosine) {
-  for (Tensor* tensor : {&queries, &items, &norms, &codes, &code_bounds}) *tensor = contiguous(*tensor);
+  for (Tensor* tensor : {&queries, &items, &norms, &largest_norm, &codes, &code_bounds}) *tensor = dense(*tensor);
   Excluded excluded;
   if (excluded_offsets && excluded_rows) {
-    excluded_offsets = contiguous(*excluded_offsets);
-    excluded_rows = contiguous(*excluded_rows);
+    excluded_offsets = dense(*excluded_offsets);
+    excluded_rows = dense(*excluded_rows);
     excluded = {values<std::int64_t>(*excluded_offsets), values<std::int64_t>(*excluded_rows)};
   }
   const Tensor scores = new_empty(queries, {queries.size(0), k});
   const Tensor rows = new_empty(queries, {queries.size(0), k}, ScalarType::Long);
   with_real(queries, [&]<class Real>(Real) {
-    const ItemTable<Real> table{items.size(1), values<Real>(items), values<double>(norms), values<std::int8_t>(codes),
+    const ItemTable<Real> table{items.size(1), values<Real>(items), values<double>(norms),
+                                values<double>(largest_norm)[0], values<std::int8_t>(codes),
                                 values<float>(code_bounds)};
     cosine_topk<Real>(values<Real>(queries), table, k, excluded, similarity_of(cosine), mutable_values<Real>(scores),
                       mutable_values<std::int64_t>(rows), torch_threads());

@@ -7,7 +7,6 @@
 namespace metarec::ops {
 namespace {
 
-using torch::stable::contiguous;
 using torch::stable::empty_like;
 using torch::stable::new_empty;
 
@@ -22,7 +21,7 @@ GaussianTasks<Real> tasks_of(const Tensor& features, const Tensor& targets, cons
 std::tuple<Tensor, Tensor, Tensor> posterior(Tensor features, Tensor targets, Tensor precision, Tensor offsets,
                                              Tensor prior_mean, Tensor prior_precision) {
   for (Tensor* tensor : {&features, &targets, &precision, &offsets, &prior_mean, &prior_precision}) {
-    *tensor = contiguous(*tensor);
+    *tensor = dense(*tensor);
   }
   const std::int64_t tasks = offsets.numel() - 1, rank = features.size(1);
   const Tensor mean = new_empty(features, {tasks, rank});
@@ -42,7 +41,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> posterior_backward(
     Tensor precision, Tensor offsets, Tensor prior_mean, Tensor prior_precision, Tensor mean, Tensor cholesky) {
   for (Tensor* tensor : {&grad_mean, &grad_cholesky, &grad_log_evidence, &features, &targets, &precision, &offsets,
                          &prior_mean, &prior_precision, &mean, &cholesky}) {
-    *tensor = contiguous(*tensor);
+    *tensor = dense(*tensor);
   }
   const std::tuple gradients{empty_like(features), empty_like(targets), empty_like(precision), empty_like(prior_mean),
                              empty_like(prior_precision)};
@@ -60,10 +59,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> posterior_backward(
 
 std::tuple<Tensor, Tensor> update(const Tensor& mean, const Tensor& cholesky, const Tensor& features,
                                   const Tensor& targets, const Tensor& precision) {
-  const Tensor new_mean = torch::stable::clone(contiguous(mean));
-  const Tensor new_cholesky = torch::stable::clone(contiguous(cholesky));
-  const Tensor feature_rows = contiguous(features), target_values = contiguous(targets),
-               precision_values = contiguous(precision);
+  const Tensor new_mean = torch::stable::clone(dense(mean));
+  const Tensor new_cholesky = torch::stable::clone(dense(cholesky));
+  const Tensor feature_rows = dense(features), target_values = dense(targets),
+               precision_values = dense(precision);
   with_real(mean, [&]<class Real>(Real) {
     gaussian_update<Real>(mean.size(1), mutable_values<Real>(new_mean), mutable_values<Real>(new_cholesky),
                           values<Real>(feature_rows), values<Real>(target_values), values<Real>(precision_values),
