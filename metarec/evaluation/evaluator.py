@@ -79,10 +79,7 @@ class Evaluation:
     cells: list[CellScores]
 
     def timings(self) -> list[dict[str, object]]:
-        """Per cell, as plain values:
-
-        its number of tasks, and microseconds per task to adapt, predict and rank.
-        """
+        """Per cell, as plain values: its number of tasks, and microseconds per task to adapt, predict and rank."""
         return [
             {
                 "scenario": cell.scenario,
@@ -224,10 +221,7 @@ class _CellEvaluator:
         return scored, seconds
 
     def _rank(self, score: Tensor, block: Tensor, column: Tensor, depth: int) -> tuple[Tensor, ...]:
-        """Of a block of tasks:
-
-        the query pairs' scores and places, the first candidates and whether they were seen.
-        """
+        """Of a block of tasks: the query pairs' scores and places, the first candidates and whether they were seen."""
         seen_offsets, seen_entry = self.excluded.entries(block)
         seen_owner, seen_column = (_owner(seen_offsets), column[self.excluded.partner[seen_entry]])
         seen_score = score[seen_owner, seen_column]
@@ -288,13 +282,10 @@ class _CellEvaluator:
             )
 
     def _blocks(self, counts: Tensor) -> Iterator[Tensor]:
-        """Tasks in order, in blocks of about as many pairs as are predicted at once;
-
-        `counts` of each task.
-        """
+        """Tasks in order, in blocks of about as many pairs as are predicted at once; `counts` of each task."""
         block = counts.cumsum(0).sub(1).clamp(min=0).div(_PAIRS_AT_ONCE, rounding_mode="floor")
         sizes = torch.unique_consecutive(block, return_counts=True)[1].tolist()
-        yield from torch.arange(counts.numel(), device=self.candidates.device).split(sizes)
+        yield from torch.split(torch.arange(counts.numel(), device=self.candidates.device), sizes)
 
     def _timed(self, work: Callable[[], T]) -> tuple[T, float]:
         begun = time.perf_counter()

@@ -53,9 +53,8 @@ class Metric(ABC):
 
     @abstractmethod
     def score(self, scored: Scored) -> Tensor:
-        """float64 [T]:
-
-        the value of each task; NaN where it is undefined. Without `per_task`, one value: float64 scalar.
+        """float64 [T]: the value of each task; NaN where it is undefined. Without `per_task`, one value: float64
+        scalar.
         """
 
     def weight(self, scored: Scored) -> Tensor:
@@ -83,7 +82,7 @@ class RatingMetric(Metric):
     Every query pair counts alike, so that a task weighs as it is long.
     """
 
-    higher_is_better = False
+    higher_is_better: ClassVar[bool | None] = False
     feedback = ("explicit",)
 
     def weight(self, scored: Scored) -> Tensor:

@@ -79,10 +79,7 @@ def catalogue_places(score: Tensor, owner: Tensor, column: Tensor, depth: int) -
 
 
 def _best(score: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """The first ``depth + 1`` scores and columns of each row, ties among them by lower column;
-
-    −inf beyond the end.
-    """
+    """The first ``depth + 1`` scores and columns of each row, ties among them by lower column; −inf beyond the end."""
     value, top = score.topk(min(depth + 1, score.shape[1]), dim=1)
     top, order = top.sort(dim=1)
     value, order = value.gather(1, order).sort(dim=1, descending=True, stable=True)

@@ -17,25 +17,25 @@ from metarec.data import Side
 from metarec.errors import MetarecError
 from metarec.evaluation.evaluator import CellScores, Evaluation
 from metarec.evaluation.metric import Metric
-from metarec.evaluation.significance import holm, interval, p_value, resampled_sums
+from metarec.evaluation.significance import holm_levels, interval, normal_interval, p_value, resampled_sums
 
 
 class Row(TypedDict):
     """One metric of one algorithm in one cell.
 
-    ``support`` is null where the support holds all there is. ``low`` and ``high`` bound the value,
-    ``gain_low`` and ``gain_high`` the paired gain over the best floor, each at ``level``, by a bootstrap that
-    resamples entities; ``gain`` is signed so that positive is better than ``best_floor``, the floor with the
-    best value in the cell. ``p_value`` is that of no gain, adjusted after Holm for all cells of one data set,
-    protocol, seed, list, algorithm and metric; ``significant`` says whether it is below ``1 − level``.
-    ``entities`` counts those on which the metric is defined. What a metric does not have
+    ``list`` is what was scored, the query or the full catalogue. ``support`` is null where it holds all there is.
+    ``low`` and ``high`` bound the value at ``level``, by a bootstrap that resamples entities. ``gain`` is signed so
+    that positive is better than ``best_floor``, the floor with the best value in the cell; ``gain_low`` and
+    ``gain_high`` bound it, paired, by the same bootstrap. They are as far apart as Holm's correction for all cells of
+    one data set, protocol, seed, list, algorithm and metric asks: they exclude zero just where the gain is significant
+    at ``1 − level``. ``entities`` counts those on which the metric is defined. What a metric does not have
     (`Metric.against_floors`, `Metric.per_task`) is null.
     """
 
     dataset: str
     protocol: str
     seed: int
-    list: Literal["query", "catalogue"]
+    list: str
     side: Side
     algorithm: str
     is_floor: bool
@@ -52,8 +52,6 @@ class Row(TypedDict):
     gain: float | None
     gain_low: float | None
     gain_high: float | None
-    p_value: float | None
-    significant: bool | None
 
 
 @dataclass(frozen=True)
@@ -138,11 +136,34 @@ def compare(
     resamples : int, default 2000
         Bootstrap resamples.
     """
+    common = _Common(dataset, protocol, seed, level)
+    gains: list[_Gain] = []
     rows: list[Row] = []
     for cell in _by_cell(evaluations).values():
-        rows += _CellComparison(cell, metrics, dataset, protocol, seed, level, resamples).rows()
-    _adjust(rows, level)
+        comparison = _CellComparison(cell, metrics, common, resamples)
+        rows += comparison.rows()
+        gains += comparison.gains
+    _bound(gains, level)
     return rows
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What all rows of one split share."""
+
+    dataset: str
+    protocol: str
+    seed: int
+    level: float
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """A row's gain, whose interval is as wide as its family asks."""
+
+    row: Row
+    gain: float
+    error: float  # its bootstrap standard error
 
 
 _Contender = tuple[Evaluation, CellScores]
@@ -163,18 +184,15 @@ class _CellComparison:
         self,
         contenders: Sequence[_Contender],
         metrics: Sequence[Metric],
-        dataset: str,
-        protocol: str,
-        seed: int,
-        level: float,
+        common: _Common,
         resamples: int,
     ) -> None:
         self.contenders = contenders
         self.metrics = {metric.label: metric for metric in metrics}
-        self.common = {"dataset": dataset, "protocol": protocol, "seed": seed, "level": level}
-        self.level = level
-        first = contenders[0][1]
-        self.entities, self.entity = first.entity.unique(return_inverse=True)
+        self.common = common
+        self.gains: list[_Gain] = []
+        entity = contenders[0][1].entity
+        self.entities, self.entity = torch.unique(entity, return_inverse=True)
         self.keys = [
             (index, key)
             for index, (_, cell) in enumerate(contenders)
@@ -182,7 +200,7 @@ class _CellComparison:
             if score.value.dim() == 1
         ]
         self.sums = self._sums()
-        self.resampled = resampled_sums(self.sums.flatten(1), resamples=resamples, seed=seed).view(
+        self.resampled = resampled_sums(self.sums.flatten(1), resamples=resamples, seed=common.seed).view(
             resamples, len(self.keys), 2
         )
 
@@ -224,15 +242,14 @@ class _CellComparison:
             entities = int((self.sums[:, m, 1] > 0).sum())
             row = self._row(index, list_name, label, value=values[index], entities=entities)
             if entities > 1:
-                row["low"], row["high"] = interval(_defined(resampled[index]), self.level).tolist()
+                row["low"], row["high"] = interval(_defined(resampled[index]), self.common.level).tolist()
             if floor is not None:
                 sign = 1 if metric.higher_is_better else -1
                 row["best_floor"] = self.contenders[floor][0].algorithm
-                row["gain"] = sign * (values[index] - values[floor])
+                row["gain"] = gain = sign * (values[index] - values[floor])
                 if entities > 1:
-                    gains = _defined(sign * (resampled[index] - resampled[floor]))
-                    row["gain_low"], row["gain_high"] = interval(gains, self.level).tolist()
-                    row["p_value"] = p_value(row["gain"], gains)
+                    error = float(_defined(resampled[index] - resampled[floor]).std())
+                    self.gains.append(_Gain(row, gain, error))
             rows.append(row)
         return rows
 
@@ -250,7 +267,9 @@ class _CellComparison:
     ) -> Row:
         evaluation, cell = self.contenders[index]
         return Row(
-            **self.common,
+            dataset=self.common.dataset,
+            protocol=self.common.protocol,
+            seed=self.common.seed,
             list=list_name,
             side=cell.side,
             algorithm=evaluation.algorithm,
@@ -262,13 +281,12 @@ class _CellComparison:
             value=value,
             low=None,
             high=None,
+            level=self.common.level,
             entities=self.entities.numel() if entities is None else entities,
             best_floor=None,
             gain=None,
             gain_low=None,
             gain_high=None,
-            p_value=None,
-            significant=None,
         )
 
 
@@ -277,42 +295,44 @@ def _defined(resampled: Tensor) -> Tensor:
     return resampled[~resampled.isnan()]
 
 
-def _adjust(rows: Iterable[Row], level: float) -> None:
-    """Holm's correction, within each list, algorithm and metric over all cells."""
-    families: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["p_value"] is not None:
-            families[row["list"], row["algorithm"], row["metric"]].append(row)
+def _bound(gains: Iterable[_Gain], level: float) -> None:
+    """Give rows the intervals of their gains; a family is one list, algorithm and metric over all cells."""
+    families: dict[tuple[str, str, str], list[_Gain]] = defaultdict(list)
+    for its in gains:
+        families[its.row["list"], its.row["algorithm"], its.row["metric"]].append(its)
     for family in families.values():
-        adjusted = holm([row["p_value"] for row in family if row["p_value"] is not None])
-        for row, value in zip(family, adjusted, strict=True):
-            row["p_value"], row["significant"] = value, value < 1 - level
+        levels = holm_levels([p_value(its.gain, its.error) for its in family], level)
+        for its, its_level in zip(family, levels, strict=True):
+            its.row["gain_low"], its.row["gain_high"] = normal_interval(its.gain, its.error, its_level)
 
 
-_AVERAGED = ("value", "low", "high", "gain", "gain_low", "gain_high")
+_Averaged = Literal["low", "high", "gain", "gain_low", "gain_high"]
+_AVERAGED: tuple[_Averaged, ...] = ("low", "high", "gain", "gain_low", "gain_high")
 
 
 def mean_over_seeds(rows: Iterable[Row]) -> list[Row]:
     """One row for all seeds of a cell, as summaries show it.
 
-    Values, gains and the ends of their intervals are means over the seeds; a gain counts as significant where
-    it is so, and of the same sign, in every seed. With a single seed the rows stay as they are.
+    Values, gains and the ends of their intervals are means over the seeds, which makes intervals wide enough even
+    if the seeds' errors were one and the same. With a single seed the rows stay as they are.
     """
     cells: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        key = ("dataset", "protocol", "list", "side", "algorithm", "scenario", "support", "metric")
-        cells[tuple(row[name] for name in key)].append(row)
+        cells[_cell_of(row)].append(row)
     return [seeds[0] if len(seeds) == 1 else _mean(seeds) for seeds in cells.values()]
+
+
+def _cell_of(row: Row) -> tuple[Any, ...]:
+    source = (row["dataset"], row["protocol"], row["list"], row["side"])
+    return (*source, row["algorithm"], row["scenario"], row["support"], row["metric"])
 
 
 def _mean(seeds: Sequence[Row]) -> Row:
     mean = seeds[0].copy()
+    mean["value"] = sum(row["value"] for row in seeds) / len(seeds)
     for name in _AVERAGED:
-        values = [row[name] for row in seeds]
-        mean[name] = None if None in values else sum(values) / len(values)
-    if mean["gain"] is not None:
-        mean["best_floor"] = " / ".join(sorted({row["best_floor"] or "" for row in seeds}))
-        signs = {row["gain"] > 0 for row in seeds if row["gain"] is not None}
-        mean["significant"] = len(signs) == 1 and all(row["significant"] for row in seeds)
-        mean["p_value"] = max(row["p_value"] for row in seeds if row["p_value"] is not None)
+        values = [value for row in seeds if (value := row[name]) is not None]
+        mean[name] = sum(values) / len(seeds) if len(values) == len(seeds) else None
+    floors = {floor for row in seeds if (floor := row["best_floor"]) is not None}
+    mean["best_floor"] = " / ".join(sorted(floors)) or None
     return mean

@@ -163,9 +163,8 @@ class Scored:
 
     @cached_property
     def relevant_counts(self) -> Tensor:
-        """float64 [T]:
-
-        relevant query pairs of each task; NaN where there is none, so that what they divide is undefined.
+        """float64 [T]: relevant query pairs of each task; NaN where there is none, so that what they divide is
+        undefined.
         """
         count = self.task_sum(self.relevant.double())
         return torch.where(count > 0, count, torch.nan)
@@ -200,10 +199,7 @@ class Scored:
         return (total[stop] - total[self.start.clamp(max=k)]) / self.size
 
     def chance_within(self, k: int) -> Tensor:
-        """float64 [n]:
-
-        chance of each query pair to be among the list's first k when ties fall in random order.
-        """
+        """float64 [n]: chance of each query pair to be among the list's first k when ties fall in random order."""
         return self.mean_over_places(torch.ones(k, device=self.start.device))
 
     def relevant_groups(self, k: int) -> TieGroups:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -48,26 +49,34 @@ def interval(resampled: Tensor, level: float) -> Tensor:
     return resampled.quantile(torch.tensor([tail, 1 - tail], dtype=resampled.dtype), dim=0)
 
 
-def p_value(gain: float, resampled: Tensor) -> float:
+def p_value(gain: float, error: float) -> float:
     """Two-sided p of no gain: the gain over its bootstrap standard error, held against the normal
     distribution.
 
     Counting resamples beyond zero could not go below 2 / B, which a correction for many cells needs.
     """
-    error = float(resampled.std())
     if error == 0.0:
         return 1.0 if gain == 0.0 else 0.0
     return math.erfc(abs(gain) / error / math.sqrt(2))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p values of a family of tests, which keep its chance of any false finding (Holm 1979).
+def normal_interval(gain: float, error: float, level: float) -> tuple[float, float]:
+    """``gain ± z · error``, which excludes zero just where `p_value` is below ``1 − level``."""
+    reach = NormalDist().inv_cdf((1 + level) / 2) * error
+    return gain - reach, gain + reach
 
-    The i-th smallest of m is multiplied by m − i + 1, made no smaller than the one before it, and capped at
-    1.
+
+def holm_levels(p_values: Sequence[float], level: float) -> list[float]:
+    """Levels of the intervals that exclude zero just where Holm's correction finds a difference.
+
+    In order of p, the i-th smallest of m is held against its share of α = 1 − `level`, α / (m − i + 1), as long
+    as all before it were below theirs; those after the first that is not are held against its share (Holm
+    1979). So the chance of any false finding in the family is at most α. The result is 1 less the share.
     """
-    adjusted, least = [0.0] * len(p_values), 0.0
+    levels, share, finding = [level] * len(p_values), 1 - level, True
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        least = max(least, min(1.0, p_values[index] * (len(p_values) - rank)))
-        adjusted[index] = least
-    return adjusted
+        if finding:
+            share = (1 - level) / (len(p_values) - rank)
+            finding = p_values[index] < share
+        levels[index] = 1 - share
+    return levels

@@ -103,10 +103,7 @@ class Verdict:
 
 
 def headlines(rows: Sequence[Row]) -> list[Headline]:
-    """For each question the metric that answers it best among those in `rows`;
-
-    any metric with gains where none does.
-    """
+    """For each question the metric that answers it best among those in `rows`; any metric with gains where none does."""
     known = dict.fromkeys(
         (row["metric"], row["list"]) for row in rows if row["gain"] is not None or not _floors(rows)
     )
@@ -203,12 +200,12 @@ def _verdict(scenario: str, headline: Headline, cells: Sequence[Row]) -> Verdict
 
 def is_better(row: Row) -> bool:
     """Whether a row is significantly better than the best floor of its cell."""
-    return bool(row["significant"]) and row["gain"] is not None and row["gain"] > 0
+    return row["gain_low"] is not None and row["gain_low"] > 0
 
 
 def is_worse(row: Row) -> bool:
     """Whether a row is significantly worse than the best floor of its cell."""
-    return bool(row["significant"]) and row["gain"] is not None and row["gain"] < 0
+    return row["gain_high"] is not None and row["gain_high"] < 0
 
 
 def print_summary(report: Report, console: Console) -> None:

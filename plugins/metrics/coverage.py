@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from metarec import hookimpl
@@ -28,8 +29,8 @@ class Coverage(CatalogueMetric):
         """float64 scalar: the share."""
         assert scored.top is not None
         assert scored.catalogue is not None
-        named = scored.top[:, : self.k].unique()
-        return (named >= 0).sum().double() / len(scored.catalogue)
+        named = torch.unique(scored.top[:, : self.k])
+        return torch.count_nonzero(named >= 0).double() / len(scored.catalogue)
 
 
 @hookimpl

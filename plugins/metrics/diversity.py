@@ -32,7 +32,7 @@ class Diversity(CatalogueMetric):
         """float64 [T]: each list's mean distance."""
         assert scored.top is not None
         assert scored.catalogue is not None
-        parts = scored.top[:, : self.k].split(_LISTS_AT_ONCE)
+        parts = torch.split(scored.top[:, : self.k], _LISTS_AT_ONCE)
         return torch.cat([_mean_distance(part, scored.catalogue.features) for part in parts])
 
 

@@ -30,10 +30,10 @@ class _NormalizedDiscountedCumulativeGain(RankingMetric):
 class LinearNDCG(_NormalizedDiscountedCumulativeGain):
     """Discounted cumulative gain of the first k over that of the best order. Gain: the rating, ``g = r``.
 
-    The sum is ``Σ_p≤k g_p / log₂(p + 1)``.     A partner without a rating has gain 0, as has one with a
-    negative rating. Ties: the expectation over random order of equal scores, in which each member of a group
-    has the mean discount of the group's places (McSherry & Najork 2008). Tasks without a relevant query
-    partner are left out.
+    The sum is ``Σ_p≤k g_p / log₂(p + 1)``. A partner without a rating has gain 0, as has one with a negative
+    rating. Ties: the expectation over random order of equal scores, in which each member of a group has the
+    mean discount of the group's places (McSherry & Najork 2008). Tasks without a relevant query partner are
+    left out.
 
     Parameters
     ----------
@@ -51,10 +51,10 @@ class LinearNDCG(_NormalizedDiscountedCumulativeGain):
 class ExponentialNDCG(_NormalizedDiscountedCumulativeGain):
     """Discounted cumulative gain of the first k over that of the best order. Gain: ``g = 2^r − 1``.
 
-    The sum is ``Σ_p≤k g_p / log₂(p + 1)`` (Burges et al. 2005).     A partner without a rating has gain 0, as
-    has one with a negative rating. Ties: the expectation over random order of equal scores, in which each
-    member of a group has the mean discount of the group's places (McSherry & Najork 2008). Tasks without a
-    relevant query partner are left out.
+    The sum is ``Σ_p≤k g_p / log₂(p + 1)`` (Burges et al. 2005). A partner without a rating has gain 0, as has
+    one with a negative rating. Ties: the expectation over random order of equal scores, in which each member
+    of a group has the mean discount of the group's places (McSherry & Najork 2008). Tasks without a relevant
+    query partner are left out.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import norm
 
 from metarec.errors import MetarecError
 from metarec.evaluation import (
@@ -46,17 +47,19 @@ KEYS = [
     "gain",
     "gain_low",
     "gain_high",
-    "p_value",
-    "significant",
 ]
 
 
 def evaluation(
     name: str, is_floor: bool, scores: dict[tuple[str, str], Score], entity: Any = None
 ) -> Evaluation:
+    return Evaluation(name, is_floor, [cell(3, scores, entity)])
+
+
+def cell(support: int, scores: dict[tuple[str, str], Score], entity: Any = None) -> CellScores:
     count = next(score.weight.numel() for score in scores.values())
     entity = torch.arange(count) if entity is None else entity
-    return Evaluation(name, is_floor, [CellScores("new-user", 3, "user", entity, scores, 0.0, 0.0, 0.0)])
+    return CellScores("new-user", support, "user", entity, scores, 0.0, 0.0, 0.0)
 
 
 def score(values: list[float], weights: list[float] | None = None) -> Score:
@@ -71,7 +74,7 @@ def rows_of(*evaluations: Evaluation, **options: Any) -> dict[tuple[str, str], R
 
 def test_a_row_has_these_keys_and_no_others() -> None:
     (row,) = rows_of(evaluation("a", False, {("query", "rmse"): score([1.0, 2.0])})).values()
-    assert list(row) == KEYS or set(row) == set(KEYS)
+    assert list(row) == KEYS
 
 
 def test_rmse_pools_pairs_and_draws_the_root_last() -> None:
@@ -93,7 +96,7 @@ def test_gain_is_over_the_best_floor_in_the_metrics_own_direction() -> None:
     assert rows["new", "ndcg_linear@5"]["best_floor"] == "low"
     assert rows["new", "ndcg_linear@5"]["gain"] == pytest.approx(0.15 - 0.2)
     assert rows["high", "rmse"]["gain"] == 0.0
-    assert not rows["high", "rmse"]["significant"]
+    assert rows["high", "rmse"]["gain_low"] == rows["high", "rmse"]["gain_high"] == 0.0
 
 
 def test_a_small_but_steady_gain_is_significant_since_it_is_paired() -> None:
@@ -107,7 +110,6 @@ def test_a_small_but_steady_gain_is_significant_since_it_is_paired() -> None:
     row = rows_of(evaluation("floor", True, {key: floor}), evaluation("a", False, {key: steady}))["a", key[1]]
     assert row["low"] < float(base.mean()) < row["high"]  # apart they could not be told from each other
     assert 0.01 < row["gain_low"] < row["gain"] < row["gain_high"] < 0.02
-    assert row["significant"]
 
 
 def test_tasks_of_one_entity_are_resampled_together() -> None:
@@ -143,7 +145,7 @@ def test_what_a_metric_does_not_have_is_none() -> None:
         3,
     )
     assert novelty["low"] is not None
-    assert (novelty["best_floor"], novelty["gain"], novelty["significant"]) == (None, None, None)
+    assert (novelty["best_floor"], novelty["gain"], novelty["gain_low"]) == (None, None, None)
 
 
 def test_one_entity_has_no_interval() -> None:
@@ -153,40 +155,33 @@ def test_one_entity_has_no_interval() -> None:
 
 def test_without_a_floor_there_is_no_gain() -> None:
     row = rows_of(evaluation("a", False, {("query", "rmse"): score([1.0, 2.0])}))["a", "rmse"]
-    assert (row["best_floor"], row["gain"], row["p_value"]) == (None, None, None)
+    assert (row["best_floor"], row["gain"], row["gain_low"]) == (None, None, None)
 
 
-def test_p_values_are_corrected_within_an_algorithm_and_metric_over_its_cells() -> None:
-    key = ("query", "rmse")
+def test_gains_are_corrected_within_an_algorithm_and_metric_over_its_cells() -> None:
+    """Intervals of ± z standard errors, z at 1 − .05/5, 1 − .05/4 and so on down the p values."""
+    key = ("query", "mse")
     generator = torch.Generator().manual_seed(0)
     floor, new = (Evaluation(name, name == "floor", []) for name in ("floor", "new"))
-    for support in range(5):
+    errors = []
+    for support, gain in enumerate([0.08, 0.0, 0.05, 0.02, -0.07]):
         base = torch.rand(50, generator=generator, dtype=torch.float64)
-        gain = 0.03 + 0.1 * torch.randn(50, generator=generator, dtype=torch.float64)
-        for its, value in ((floor, base + gain), (new, base)):
-            cell = CellScores(
-                "new-user",
-                support,
-                "user",
-                torch.arange(50),
-                {key: Score(value, torch.ones(50).double())},
-                0,
-                0,
-                0,
-            )
-            its.cells.append(cell)
-    metrics = create_metrics(["rmse"], METRICS)
-    names = {"dataset": "d", "protocol": "p", "seed": 0}
-    together = [row for row in compare([floor, new], metrics, **names) if row["algorithm"] == "new"]
-    alone = []
-    for index in range(5):
-        parts = [
-            Evaluation(its.algorithm, its.is_floor, its.cells[index : index + 1]) for its in (floor, new)
-        ]
-        alone.append(next(r["p_value"] for r in compare(parts, metrics, **names) if r["algorithm"] == "new"))
-    smallest = min(range(5), key=alone.__getitem__)
-    assert together[smallest]["p_value"] == pytest.approx(min(1.0, 5 * alone[smallest]))
-    assert [row["significant"] for row in together] == [row["p_value"] < 0.05 for row in together]
+        gains = gain + 0.1 * torch.randn(50, generator=generator, dtype=torch.float64)
+        errors.append(float(gains.std(correction=0)) / 50**0.5)
+        for its, value in ((floor, base + gains), (new, base)):
+            its.cells.append(cell(support, {key: Score(value, torch.ones(50).double())}))
+    rows = compare(
+        [floor, new], create_metrics(["mse"], METRICS), dataset="d", protocol="p", seed=0, resamples=20_000
+    )
+    rows = [row for row in rows if row["algorithm"] == "new"]
+    ratios = [abs(row["gain"]) / error for row, error in zip(rows, errors, strict=True)]
+    shares = 5
+    for index in sorted(range(5), key=ratios.__getitem__, reverse=True):
+        row, reach = rows[index], norm.isf(0.05 / shares / 2)
+        assert row["gain_high"] - row["gain"] == pytest.approx(reach * errors[index], rel=0.03)
+        assert row["gain"] - row["gain_low"] == pytest.approx(row["gain_high"] - row["gain"])
+        shares -= ratios[index] > reach
+    assert shares == 2  # three were found
 
 
 def test_mean_over_seeds() -> None:
@@ -194,10 +189,13 @@ def test_mean_over_seeds() -> None:
     floor = evaluation("floor", True, {key: score([4.0] * 9)})
     new = evaluation("new", False, {key: score([1.0] * 9)})
     one = list(rows_of(floor, new).values())
-    worse: list[Row] = [{**row, "seed": 1, "value": row["value"] + 1, "significant": False} for row in one]
+    other: list[Row] = [{**row, "seed": 1, "value": row["value"] + 1, "gain_low": -2.0} for row in one]
     assert mean_over_seeds(one) == one
-    mean = mean_over_seeds(one + worse)[1]
-    assert (mean["algorithm"], mean["value"], mean["gain"], mean["significant"]) == ("new", 1.5, 1.0, False)
+    mean = mean_over_seeds(one + other)[1]
+    assert (mean["algorithm"], mean["value"], mean["gain"], mean["gain_low"]) == ("new", 1.5, 1.0, -0.5)
+    assert mean["best_floor"] == "floor"
+    unbounded: list[Row] = [{**row, "gain_low": None} for row in other]
+    assert mean_over_seeds(one + unbounded)[1]["gain_low"] is None
 
 
 class Words(Reporter):

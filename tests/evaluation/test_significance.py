@@ -8,12 +8,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, ttest_1samp
 
 from metarec.evaluation import significance
-from metarec.evaluation.significance import holm, interval, p_value, resampled_sums
+from metarec.evaluation.significance import holm_levels, interval, normal_interval, p_value, resampled_sums
 
 
 def values(count: int, columns: int = 1) -> torch.Tensor:
@@ -60,12 +60,12 @@ def test_p_value_is_near_that_of_a_t_test(shift: float) -> None:
     gains = values(400) - 0.5 + shift
     resampled = resampled_sums(gains, resamples=20_000, seed=0)[:, 0] / 400
     expected = ttest_1samp(gains[:, 0].numpy(), 0.0).pvalue
-    assert p_value(float(gains.mean()), resampled) == pytest.approx(expected, abs=0.02, rel=0.15)
+    assert p_value(float(gains.mean()), float(resampled.std())) == pytest.approx(expected, abs=0.02, rel=0.15)
 
 
 def test_p_value_without_spread() -> None:
-    assert p_value(0.0, torch.zeros(10)) == 1.0
-    assert p_value(0.5, torch.full((10,), 0.5)) == 0.0
+    assert p_value(0.0, 0.0) == 1.0
+    assert p_value(0.5, 0.0) == 0.0
 
 
 def closed_test(p_values: list[float]) -> Iterator[float]:
@@ -78,6 +78,22 @@ def closed_test(p_values: list[float]) -> Iterator[float]:
         yield max(min(1.0, len(family) * min(family)) for family in families)
 
 
-@given(st.lists(st.floats(0, 1), max_size=6))
-def test_holm_is_the_closed_bonferroni_test(p_values: list[float]) -> None:
-    assert holm(p_values) == pytest.approx(list(closed_test(p_values)))
+@given(st.lists(st.floats(0, 0.1), max_size=6))
+def test_levels_find_what_the_closed_bonferroni_test_finds(p_values: list[float]) -> None:
+    levels = holm_levels(p_values, 0.95)
+    for p, level, adjusted in zip(p_values, levels, closed_test(p_values), strict=True):
+        assume(abs(adjusted - 0.05) > 1e-9)
+        assert (p < 1 - level) == (adjusted < 0.05)
+
+
+def test_levels_by_hand() -> None:
+    shares = [1 - level for level in holm_levels([0.03, 0.001, 0.04, 0.014], 0.95)]
+    assert shares == pytest.approx([0.05 / 2, 0.05 / 4, 0.05 / 2, 0.05 / 3])
+
+
+@given(st.floats(-4, 4), st.floats(0.5, 0.999))
+def test_an_interval_excludes_zero_where_p_is_below_its_share(gain: float, level: float) -> None:
+    p = p_value(gain, 1.0)
+    assume(abs(p - (1 - level)) > 1e-9)
+    low, high = normal_interval(gain, 1.0, level)
+    assert (low > 0 or high < 0) == (p < 1 - level)
