@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-
 _MOST_NAMES = 20
 
 
@@ -38,5 +37,5 @@ def unknown_name(what: str, found: str, known: Iterable[str]) -> str:
     close = get_close_matches(found.casefold(), in_lower_case, n=1)
     if close:
         return f"unknown {what} {found!r}: did you mean {in_lower_case[close[0]]!r}?"
-    shown = ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else "")
-    return f"unknown {what} {found!r}: expected one of {shown or '(none)'}"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"unknown {what} {found!r}: expected one of {', '.join(names[:_MOST_NAMES]) or '(none)'}{more}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, create_model
+from pydantic_core import CoreSchema
 
 from metarec.errors import ConfigError, unknown_name
 
@@ -30,6 +31,10 @@ class Range:
     high: float
     log: bool = False
 
+    def __get_pydantic_core_schema__(self, annotated: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Have pydantic check the bounds wherever the annotation stands, inside a union or a list as well."""
+        return handler.generate_schema(Annotated[annotated, Field(ge=self.low, le=self.high)])
+
 
 @dataclass(frozen=True)
 class Option:
@@ -44,8 +49,9 @@ class Option:
 def options_of(cls: type) -> list[Option]:
     """The options of a plugin class, in the order of its ``__init__``."""
     hints = _hints(cls)
+    plain = get_type_hints(_init(cls)) if hints else {}
     return [
-        Option(name, _type_name(hints[name]), parameter.default, _range(hints[name]))
+        Option(name, inspect.formatannotation(plain[name]), parameter.default, _range(hints[name]))
         for name, parameter in _parameters(cls).items()
     ]
 
@@ -78,7 +84,7 @@ def build(cls: type[T], given: Mapping[str, Any], *, what: str) -> T:
     return cls(**{name: getattr(valid, name) for name in valid.model_fields_set})
 
 
-_EXPECTED = {"too_short": "at least one", "tuple_type": "a list"}
+_EXPECTED = {"too_short": "at least one", "tuple_type": "a list", "path_type": "a path"}
 
 
 def first_problem(error: ValidationError) -> str:
@@ -93,7 +99,7 @@ def first_problem(error: ValidationError) -> str:
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    if cls.__init__ is object.__init__:  # type: ignore[misc]
+    if _init(cls) is object.__init__:
         return {}
     parameters = dict(inspect.signature(cls).parameters)
     for name, parameter in parameters.items():
@@ -103,29 +109,28 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    hints = get_type_hints(cls.__init__, include_extras=True) if _parameters(cls) else {}
+    hints = get_type_hints(_init(cls), include_extras=True) if _parameters(cls) else {}
     for name in _parameters(cls):
         if name not in hints:
             raise ConfigError(f"{cls.__qualname__}.__init__: {name} must have a type")
     return hints
 
 
+def _init(cls: type) -> Any:
+    return inspect.getattr_static(cls, "__init__")
+
+
 def _range(hint: Any) -> Range | None:
-    return next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
-
-
-def _type_name(hint: Any) -> str:
-    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return inspect.formatannotation(plain)
+    """The bounds that stand in a type, at whatever depth."""
+    within = (part if isinstance(part, Range) else _range(part) for part in get_args(hint))
+    return next(filter(None, within), None)
 
 
 def _model(cls: type) -> type[BaseModel]:
-    fields: dict[str, Any] = {}
     hints = _hints(cls)
-    for name, parameter in _parameters(cls).items():
-        required = parameter.default is inspect.Parameter.empty
-        bounds = _range(hints[name])
-        limits = {} if bounds is None else {"ge": bounds.low, "le": bounds.high}
-        fields[name] = (hints[name], Field(... if required else parameter.default, **limits))
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
+        for name, parameter in _parameters(cls).items()
+    }
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
     return create_model(cls.__name__, __config__=config, **fields)

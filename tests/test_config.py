@@ -62,7 +62,7 @@ def test_nothing_given_is_the_main_job():
         ({"seeds": []}, "run.toml: seeds is [], expected at least one"),
         ({"seeds": ["one"]}, "run.toml: seeds.0 is 'one', expected a valid integer"),
         ({"seeds": 3}, "run.toml: seeds is 3, expected a list"),
-        ({"algorithms": ["bias", "bias"]}, "run.toml: algorithms is ['bias', 'bias'], expected 'bias' only once"),
+        ({"algorithms": ["a", "a"]}, "run.toml: algorithms is ['a', 'a'], expected 'a' only once"),
         ({"device": 1}, "run.toml: device is 1, expected a valid string"),
     ],
 )
@@ -84,13 +84,12 @@ def test_missing_and_undecodable_files_are_named(tmp_path):
         read_toml(tmp_path / "latin.toml")
 
 
-plain = st.one_of(
-    st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text(st.characters(codec="utf-8"))
-)
-values = st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner))
+text = st.text(st.characters(codec="utf-8"))
+plain = st.one_of(st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), text)
+values = st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(text, inner))
 
 
-@given(st.dictionaries(st.text(st.characters(codec="utf-8")), values), st.lists(st.integers(), min_size=1, unique=True))
+@given(st.dictionaries(text, values), st.lists(st.integers(), min_size=1, unique=True))
 def test_toml_gives_back_the_same_configuration(options, seeds):
     config = RunConfig(dataset=Choice(name="table", options=options), seeds=tuple(seeds))
     assert RunConfig.of(tomllib.loads(config.to_toml())) == config

@@ -71,7 +71,8 @@ def test_only_the_plugin_manager_knows_the_built_in_plugins():
 
 def modules_after(code: str) -> set[str]:
     program = f"import sys; {code}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout.split())
+    command = [sys.executable, "-P", "-c", program]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
 def test_importing_metarec_or_its_command_line_loads_nothing_heavy():
@@ -94,4 +95,4 @@ def test_every_public_name_is_there_and_typed():
 
 def test_a_wrong_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'metarec' has no attribute 'Recomender'"):
-        metarec.Recomender
+        _ = metarec.Recomender

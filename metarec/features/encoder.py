@@ -36,7 +36,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def transform(self, column: pl.Series) -> Features:
-        """Encode any entities' attribute: [N] values to `Features` [N, width]; unseen and missing values have their own."""
+        """Encode any entities' attribute: [N] values to `Features` [N, width]."""
 
     @abstractmethod
     def table(self) -> Mapping[str, Any]:

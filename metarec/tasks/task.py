@@ -93,7 +93,7 @@ class Ragged:
         return self.sum(values) / self.counts
 
     def median(self, values: Tensor) -> Tensor:
-        """float [T]: the median of each list's `values` (float [n]), midway between the two middle ones; NaN where empty."""
+        """float [T]: the median of each list's `values` (float [n]), the mean of the middle two; NaN where empty."""
         by_value = values.argsort()
         ordered = values[by_value[self.owner[by_value].argsort(stable=True)]]
         middle = self.counts - 1

@@ -36,9 +36,9 @@ class EntityBias(Adapted):
 class Bias(Algorithm):
     """``μ + b_user + b_item``, both sides alike, each bias shrunk to 0 by as much as the data say.
 
-    The model is ``r = μ + b_u + b_i + ε`` with ``b_u ~ N(0, τ²_user)``, ``b_i ~ N(0, τ²_item)``, ``ε ~ N(0, σ²)``. μ, the
-    three variances and a factorised posterior of the biases are fitted by variational EM. The damping of n ratings is
-    therefore not set but fitted: σ²/τ².
+    The model is ``r = μ + b_u + b_i + ε`` with ``b_u ~ N(0, τ²_user)``, ``b_i ~ N(0, τ²_item)``, ``ε ~ N(0, σ²)``.
+    μ, the three variances and a factorised posterior of the biases are fitted by variational EM. The damping of n
+    ratings is therefore not set but fitted: σ²/τ².
 
     A task's entity bias is the exact posterior given its support and the partners' biases, whose own variance v adds to
     the noise:
@@ -120,7 +120,7 @@ class _Components:
         self.mean = float(self.rating.mean())
         total = max(float(self.rating.var(correction=0)), LEAST_VARIANCE)
         self.noise = 0.6 * total
-        self.prior = {side: 0.2 * total for side in sides}
+        self.prior = dict.fromkeys(sides, 0.2 * total)
         self.bias = {side: torch.zeros(len(train.entities(side)), dtype=torch.float64) for side in sides}
         self.variance = {side: torch.full_like(self.bias[side], self.prior[side]) for side in sides}
 
@@ -149,9 +149,8 @@ class _Components:
         total = torch.bincount(self.row[side], weights=residual, minlength=self.count[side].numel())
         self.variance[side] = 1 / (1 / self.prior[side] + self.count[side] / self.noise)
         self.bias[side] = self.variance[side] * total / self.noise
-        shift = float(
-            self.bias[side].mean()
-        )  # what all have in common belongs to the mean: EM alone is slow to see it
+        # What all have in common belongs to the mean: EM alone is slow to see it.
+        shift = float(self.bias[side].mean())
         self.bias[side] -= shift
         self.mean += shift
         second_moment = float((self.bias[side].square() + self.variance[side]).mean())

@@ -95,8 +95,8 @@ def _shift(value: Tensor, bits: int) -> Tensor:
 
 
 def _uniform(value: Tensor) -> Tensor:
-    """float64 [n] in (0, 1): from the upper 53 bits."""
-    return (_shift(value, 11).to(torch.float64) + 0.5) * 2.0**-53
+    """float64 [n] in (0, 1), both ends left out: from the upper 52 bits."""
+    return (_shift(value, 12).to(torch.float64) + 0.5) * 2.0**-52
 
 
 @hookimpl

@@ -87,9 +87,8 @@ def fnv1a_64(strings: pl.Series) -> npt.NDArray[np.uint64]:
     starts = (np.cumsum(lengths) - lengths)[order]
     longer = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(lengths.max(initial=0)), side="right")
     hashes = np.full(len(lengths), FNV_OFFSET)
-    for place, count in enumerate(
-        longer
-    ):  # one step per byte of the longest word, over all words that reach it
+    # One step per byte of the longest word, over all words that reach it.
+    for place, count in enumerate(longer):
         hashes[:count] = (hashes[:count] ^ text[starts[:count] + place]) * FNV_PRIME
     result = np.empty_like(hashes)
     result[order] = hashes
