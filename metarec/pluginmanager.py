@@ -116,24 +116,20 @@ class PluginManager(pluggy.PluginManager):
         Raises
         ------
         PluginError
-            It has a hook that does not exist or takes wrong arguments, its registration fails, or it claims a name
-            that another plugin has.
+            It has a hook that does not exist or takes wrong arguments, its registration fails, it claims a name that
+            another plugin has, or it is registered already.
         """
         called = name or self.get_canonical_name(plugin)
         self._check_hooks(plugin, called)
+        if self.has_plugin(called) or self.is_registered(plugin):
+            raise PluginError(f"plugin {called!r} is already registered")
         try:
             registered = super().register(plugin, name)
-        except pluggy.PluginValidationError as error:
-            super().unregister(plugin)  # pluggy keeps the hooks that it took before the wrong one
-            raise PluginError(f"plugin {called!r}: {_one_line(error)}") from error
-        except ValueError as error:  # it is registered already
-            raise PluginError(f"plugin {called!r}: {_one_line(error)}") from error
-        if registered is None:  # blocked by name
-            return None
-        try:
-            self._collect(plugin, registered)
+            if registered is not None:  # else it is blocked by name
+                self._collect(plugin, registered)
         except Exception as error:
-            self.unregister(plugin)
+            if self.is_registered(plugin):
+                self.unregister(plugin)
             if isinstance(error, PluginError):
                 raise
             raise PluginError(f"plugin {called!r}: {_one_line(error)}") from error
@@ -177,7 +173,9 @@ class PluginManager(pluggy.PluginManager):
         self.register(module, name=str(path))
 
     def _hooks_of(self, plugin: Any) -> list[str]:
-        return [name for name in dir(plugin) if self.parse_hookimpl_opts(plugin, name) is not None]
+        """The names of the hooks that a plugin implements."""
+        marked = ((name, self.parse_hookimpl_opts(plugin, name)) for name in dir(plugin))
+        return [marks["specname"] or name for name, marks in marked if marks is not None]
 
     def _check_hooks(self, plugin: Any, called: str) -> None:
         known = [name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "metarec_spec")]

@@ -1,0 +1,99 @@
+"""Options of plugins are what stands in ``__init__``: shown as such, validated, and wrong ones said in one line."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from metarec import Range
+from metarec.errors import ConfigError
+from metarec.options import Option, build, options_of
+from metarec.pluginmanager import plugin_manager
+
+
+class Thing:
+    def __init__(
+        self,
+        *,
+        path: Path,
+        rank: Annotated[int, Range(1, 64)] = 16,
+        rate: Annotated[float, Range(1e-4, 0.1, log=True)] = 0.01,
+        limit: Annotated[int, Range(0, 9)] | None = None,
+        shares: tuple[Annotated[float, Range(0, 1)], ...] = (),
+        mode: Literal["fast", "exact"] = "exact",
+    ) -> None:
+        self.path, self.rank, self.rate, self.limit = path, rank, rate, limit
+        self.shares, self.mode = shares, mode
+
+
+class Plain:
+    pass
+
+
+def test_options_are_shown_in_order_with_type_default_and_range():
+    path, rank, rate, limit, shares, _ = options_of(Thing)
+    assert (path.name, path.type) == ("path", "pathlib.Path")
+    assert rank == Option("rank", "int", 16, Range(1, 64))
+    assert rate == Option("rate", "float", 0.01, Range(1e-4, 0.1, log=True))
+    assert (limit.default, limit.range) == (None, Range(0, 9)) and "Annotated" not in limit.type
+    assert (shares.type, shares.range) == ("tuple[float, ...]", Range(0, 1))
+    assert options_of(Plain) == []
+
+
+def test_given_options_are_converted_to_their_types_and_the_rest_keep_their_defaults():
+    made = build(Thing, {"path": "a/b", "rank": 64, "limit": 0, "shares": [0, 1]}, what="thing")
+    assert made.path == Path("a/b")
+    assert (made.rank, made.rate, made.limit, made.mode) == (64, 0.01, 0, "exact")
+    assert made.shares == (0.0, 1.0) and isinstance(made.shares[0], float)
+    assert isinstance(build(Plain, {}, what="thing"), Plain)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"rnak": 3}, "unknown option 'rnak': did you mean 'rank'?"),
+        ({}, "path is missing"),
+        ({"path": 3}, "path is 3, expected a path"),
+        ({"rank": 0}, "rank is 0, expected greater than or equal to 1"),
+        ({"rank": 65}, "rank is 65, expected less than or equal to 64"),
+        ({"rank": 2.5}, "rank is 2.5, expected a valid integer, got a number with a fractional part"),
+        ({"rank": "two"}, "rank is 'two', expected a valid integer, unable to parse string as an integer"),
+        ({"rate": float("nan")}, "rate is nan, expected less than or equal to 0.1"),
+        ({"limit": 10}, "limit is 10, expected less than or equal to 9"),
+        ({"shares": [0.5, 2.0]}, "shares.1 is 2.0, expected less than or equal to 1"),
+        ({"shares": 0.5}, "shares is 0.5, expected a list"),
+        ({"mode": "slow"}, "mode is 'slow', expected 'fast' or 'exact'"),
+        ({"mode": "two\nlines"}, r"mode is 'two\nlines', expected 'fast' or 'exact'"),
+    ],
+)
+def test_a_wrong_option_is_said_in_one_line(given, expected):
+    given = {"path": "here", **given} if given else given
+    with pytest.raises(ConfigError) as raised:
+        build(Thing, given, what="thing 'a'")
+    assert str(raised.value) == f"thing 'a': {expected}"
+
+
+def test_an_option_must_be_keyword_only_and_typed():
+    class Positional:
+        def __init__(self, rank: int = 1) -> None: ...
+
+    class Untyped:
+        def __init__(self, *, rank=1) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"Positional\.__init__: rank must be keyword-only$"):
+        build(Positional, {}, what="thing")
+    with pytest.raises(ConfigError, match=r"Untyped\.__init__: rank must have a type$"):
+        options_of(Untyped)
+
+
+REGISTERED = [(kind, name) for kind, things in plugin_manager().registries.items() for name in things]
+
+
+@pytest.mark.parametrize(("kind", "name"), REGISTERED, ids=lambda part: part)
+def test_defaults_of_every_built_in_plugin_pass_their_own_checks(kind, name):
+    thing = plugin_manager().registries[kind][name]
+    options = options_of(thing)
+    given = {option.name: option.default for option in options}
+    required = {"path": "somewhere"} if "path" in given else {}
+    made = plugin_manager().registries[kind].create(name, **(given | required))
+    assert isinstance(made, thing)
