@@ -51,9 +51,10 @@ class Binned(Encoder):
         elif len(numbers) == 0:
             self.edges_ = []
         else:
-            shares = np.arange(1, self.bins) / self.bins
-            edges = np.unique(np.quantile(numbers.to_numpy(), shares, method="inverted_cdf"))
-            self.edges_ = edges[edges > numbers.min()].tolist()
+            ordered = numbers.sort().to_numpy()
+            starts = np.arange(1, self.bins) * len(ordered) // self.bins
+            edges = np.unique(ordered[starts])
+            self.edges_ = edges[edges > ordered[0]].tolist()
         return self
 
     @property
