@@ -1,0 +1,55 @@
+"""``cosine_topk`` beside implicit's topk, torch's product and topk, and the flat index of faiss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import faiss
+import torch
+from implicit.cpu.topk import topk as implicit_topk
+from threadpoolctl import threadpool_limits
+
+from benchmarks.ops import Case
+from metarec.ops import cosine_topk, prepare_items
+
+ITEMS, DIM, QUERIES, K = 200_000, 64, 1024, 20
+
+
+def cases() -> Iterator[Case]:
+    """Lists for many users at once, and for one."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randn(ITEMS, DIM, generator=generator)
+    queries = torch.randn(QUERIES, DIM, generator=generator)
+    prepared = prepare_items(items, similarity="dot")
+    yield Case(
+        f"{K} best of {ITEMS:,} × {DIM} for {QUERIES:,} queries",
+        ours=lambda: cosine_topk(queries, prepared, K, similarity="dot"),
+        bytes=4 * (ITEMS + QUERIES) * DIM + 12 * QUERIES * K,
+        operations=2 * ITEMS * QUERIES * DIM,
+        peers={
+            "implicit topk": lambda: by_implicit(items, queries),
+            "torch matmul + topk": lambda: torch.topk(queries @ items.T, K),
+        },
+        least_ratio={"implicit topk": 2, "torch matmul + topk": 3},
+    )
+    one = queries[:1]
+    index = faiss.IndexFlatIP(DIM)
+    index.add(items.numpy())
+    yield Case(
+        f"{K} best of {ITEMS:,} × {DIM} for one query",
+        ours=lambda: cosine_topk(one, prepared, K, similarity="dot"),
+        # A byte per value bounds the scores well enough to read only few items in full.
+        bytes=ITEMS * (DIM + 8),
+        operations=0,
+        peers={
+            "faiss IndexFlatIP": lambda: index.search(one.numpy(), K),
+            "torch matmul + topk": lambda: torch.topk(one @ items.T, K),
+        },
+        least_ratio={"faiss IndexFlatIP": 1.5},
+    )
+
+
+def by_implicit(items: torch.Tensor, queries: torch.Tensor) -> object:
+    """Let implicit share out the queries over the threads: a product inside a thread takes no others."""
+    with threadpool_limits(1, "blas"):
+        return implicit_topk(items.numpy(), queries.numpy(), K, num_threads=torch.get_num_threads())
