@@ -10,8 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import settings
 
 from metarec.data import Dataset, EncoderSpec, Entities, RatingScale
+
+# The same examples in every run, and no time limit for one, so that a busy machine fails no test.
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("suite")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import normalize
 
@@ -61,7 +61,6 @@ def test_by_hand(stored):
     assert torch.equal(stored(encoder).transform(asked).dense(), dense)
 
 
-@settings(max_examples=50)
 @given(texts, st.integers(1, 40))
 def test_like_counting_words_one_by_one(asked, buckets):
     column = pl.Series("a", asked, dtype=pl.String)
