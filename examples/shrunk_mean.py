@@ -1,27 +1,16 @@
-"""A whole plugin in one file, with every ability: ``metarec run --plugin examples/shrunk_mean.py --algorithms shrunk-mean``."""
+"""A whole plugin in one file: ``metarec --plugin examples/shrunk_mean.py run --algorithms shrunk-mean,bias``."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Annotated, Self
 
-import torch
-from torch import Tensor
-
-from metarec import Adapted, Algorithm, Dataset, Prediction, Query, Range, Run, Support, Tasks, hookimpl
-from metarec.learning import Explanation
+from metarec import Algorithm, Dataset, Range, Run, Support, Tasks, hookimpl
+from metarec.learning import Level, LevelAlgorithm
 
 
-@dataclass(frozen=True)
-class Sums(Adapted):
-    """Per task: the sum of its ratings' deviations from the mean, and their number."""
-
-    total: Tensor
-    count: Tensor
-
-
-class ShrunkMean(Algorithm):
+class ShrunkMean(LevelAlgorithm):
     """The entity's mean rating, shrunk to the mean m of all: ``m + Σ (r − m) / (n + strength)``.
 
-    It is the posterior mean of an entity's level μ ~ N(m, σ²/strength) from ratings r ~ N(μ, σ²).
+    It is the posterior mean of a level μ ~ N(m, σ²/strength) given n ratings r ~ N(μ, σ²); σ² is that of all ratings.
 
     Parameters
     ----------
@@ -36,43 +25,15 @@ class ShrunkMean(Algorithm):
         self.strength = strength
 
     def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
-        rating = train.rating.to(run.device, run.dtype)
-        self.mean_ = rating.mean()
-        self.noise_ = rating.var()
+        self.mean_, self.noise_ = float(train.rating.mean()), float(train.rating.var())
         return self
 
-    def adapt(self, support: Support) -> Sums:
-        zeros = support.rating.new_zeros(len(support))
-        total = zeros.index_add(0, support.owner, support.rating - self.mean_)
-        return Sums(total, support.counts.to(zeros.dtype))
-
-    def predict(self, adapted: Sums, query: Query) -> Prediction:
-        mean = self.mean_ + adapted.total / (adapted.count + self.strength)
-        noise = self.noise_.expand(mean.shape)
-        variance = noise + noise / (adapted.count + self.strength)
-        return Prediction(mean[query.owner], variance[query.owner], noise[query.owner])
-
-    def query_factors(self, adapted: Sums) -> Tensor:
-        return (self.mean_ + adapted.total / (adapted.count + self.strength)).unsqueeze(1)
-
-    def candidate_factors(self, side: str, partners: object) -> Tensor:
-        return self.mean_.new_ones(len(partners), 1)
-
-    def absorb(self, adapted: Sums, rating: Support) -> Sums:
-        one = self.adapt(rating)
-        return Sums(adapted.total + one.total, adapted.count + one.count)
-
-    def forget(self, adapted: Sums, rating: Support) -> Sums:
-        one = self.adapt(rating)
-        return Sums(adapted.total - one.total, adapted.count - one.count)
-
-    def explain(self, adapted: Sums, support: Support, query: Query) -> Explanation:
-        offsets, entries = support.entries(query.owner)
-        added = (support.rating - self.mean_) / (adapted.count + self.strength)[support.owner]
-        baseline = self.mean_.expand(query.partner.numel())
-        return Explanation(baseline, offsets, added[entries], kind="additive")
+    def adapt(self, support: Support) -> Level:
+        weight = support.counts.to(support.rating.dtype) + self.strength
+        mean = self.mean_ + support.sum(support.rating - self.mean_) / weight
+        return Level(mean, self.noise_ + self.noise_ / weight)
 
 
 @hookimpl
-def register_algorithms(register):
+def register_algorithms(register: Callable[[type[Algorithm]], None]) -> None:
     register(ShrunkMean)

@@ -107,7 +107,9 @@ def load(path: str | Path, *, plugins: PluginManager | None = None) -> Recommend
     tensors = {name: _read_tensors(path / name, file) for name, file in manifest.files.items()}
     try:
         return Recommender(
-            algorithm=_algorithm(manifest.algorithm, tensors["algorithm.safetensors"], plugins or plugin_manager()),
+            algorithm=_algorithm(
+                manifest.algorithm, tensors["algorithm.safetensors"], plugins or plugin_manager()
+            ),
             encoders=SideEncoders.from_table(manifest.encoders),
             users=_catalogue("user", tensors["users.safetensors"], manifest.blocks["user"]),
             items=_catalogue("item", tensors["items.safetensors"], manifest.blocks["item"]),
@@ -132,7 +134,9 @@ def _contents(recommender: Recommender, plugins: PluginManager) -> tuple[dict[st
         "format_version": FORMAT_VERSION,
         "algorithm": {**_plugin(recommender.algorithm, plugins), "state": state},
         "encoders": recommender.encoders.table(),
-        "blocks": {c.side: [asdict(b) for b in c.features.blocks] for c in (recommender.users, recommender.items)},
+        "blocks": {
+            c.side: [asdict(b) for b in c.features.blocks] for c in (recommender.users, recommender.items)
+        },
         "scale": asdict(recommender.scale),
         "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()},
     }
@@ -142,7 +146,9 @@ def _contents(recommender: Recommender, plugins: PluginManager) -> tuple[dict[st
 def _plugin(algorithm: Algorithm, plugins: PluginManager) -> dict[str, Any]:
     name = algorithm.name
     if plugins.algorithms.get(name) is not type(algorithm):
-        raise ArtifactError(f"algorithm {name!r} is registered by no plugin: an artifact of it could not be loaded")
+        raise ArtifactError(
+            f"algorithm {name!r} is registered by no plugin: an artifact of it could not be loaded"
+        )
     owner = plugins.algorithms.owner(name)
     options = algorithm.options()
     return {"name": name, "plugin": owner, "plugin_version": plugins.version(owner), "options": options}
@@ -157,9 +163,9 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         return {"value": value}
     if isinstance(value, Mapping) and all(isinstance(key, str) and "/" not in key for key in value):
         return {"mapping": {key: _node(part, f"{where}/{key}", tensors) for key, part in value.items()}}
-    raise ArtifactError(
-        f"algorithm attribute {where!r} is a {type(value).__name__}, expected a tensor, a finite number, a string or a mapping of them"
-    )
+    found = repr(value) if isinstance(value, float) else f"a {type(value).__name__}"
+    expected = "a tensor, a finite number, a string or a mapping of them"
+    raise ArtifactError(f"algorithm attribute {where!r} is {found}, expected {expected}")
 
 
 def _value(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
@@ -169,7 +175,9 @@ def _value(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _columns(known: Catalogue) -> dict[str, Tensor]:
-    ids = {"ids": torch.tensor(known.ids.to_list())} if known.ids.dtype == pl.Int64 else _text("ids", known.ids)
+    ids = (
+        {"ids": torch.tensor(known.ids.to_list())} if known.ids.dtype == pl.Int64 else _text("ids", known.ids)
+    )
     return {
         **ids,
         **_text("names", known.names),
@@ -193,7 +201,9 @@ def _text(name: str, column: pl.Series) -> dict[str, Tensor]:
     content = bytearray("".join(column), "utf-8")
     return {
         f"{name}.offsets": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
-        f"{name}.bytes": torch.frombuffer(content, dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8),
+        f"{name}.bytes": torch.frombuffer(content, dtype=torch.uint8)
+        if content
+        else torch.zeros(0, dtype=torch.uint8),
     }
 
 
@@ -206,10 +216,14 @@ def _series(name: str, columns: Mapping[str, Tensor]) -> pl.Series:
 def _algorithm(fitted: _Fitted, tensors: Mapping[str, Tensor], plugins: PluginManager) -> Algorithm:
     if fitted.name not in plugins.algorithms:
         version = f" {fitted.plugin_version}" if fitted.plugin_version else ""
-        raise ArtifactError(f"needs the plugin {fitted.plugin!r}{version} for algorithm {fitted.name!r}: it is not loaded")
+        raise ArtifactError(
+            f"needs the plugin {fitted.plugin!r}{version} for algorithm {fitted.name!r}: it is not loaded"
+        )
     installed = plugins.version(plugins.algorithms.owner(fitted.name))
     if fitted.plugin_version and installed and _line(fitted.plugin_version) != _line(installed):
-        raise ArtifactError(f"was made by plugin {fitted.plugin!r} {fitted.plugin_version}, {installed} is installed")
+        raise ArtifactError(
+            f"was made by plugin {fitted.plugin!r} {fitted.plugin_version}, {installed} is installed"
+        )
     algorithm: Algorithm = plugins.algorithms.create(fitted.name, **fitted.options)
     return algorithm.restore({name: _value(node, tensors) for name, node in fitted.state.items()})
 
@@ -251,7 +265,9 @@ def _read_manifest(path: Path) -> _Manifest:
     values = _raw_manifest(path)
     version = values.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ArtifactError(f"{path}: has format version {version}, expected at most {FORMAT_VERSION}: upgrade metarec")
+        raise ArtifactError(
+            f"{path}: has format version {version}, expected at most {FORMAT_VERSION}: upgrade metarec"
+        )
     if values.pop("seal", None) != _seal(values):
         raise ArtifactError(f"{path / MANIFEST}: is damaged: its contents do not fit its checksum")
     try:

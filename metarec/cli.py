@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from metarec import __version__
-from metarec.config import RunConfig, read_toml
+from metarec.config import Choice, RunConfig, read_toml
 from metarec.errors import ConfigError, DataError, MetarecError, PluginError, unknown_name
 
 if TYPE_CHECKING:
@@ -111,87 +112,128 @@ def _program(
 
 @app.command()
 def run(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="What to do; options override it.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Data set, by its reader's name.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="PATH", help="Where it is; alone: a table of ratings.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="How to split it.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG.toml", help="What to do; the options override it.", show_default=False
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Data set: metarec list datasets.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where it is; without a name: a table of ratings.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(metavar="NAME", help="How to split it.")] = None,
     algorithms: Annotated[str | None, typer.Option(metavar="A,B", help="What to compare.")] = None,
-    scenarios: Annotated[str | None, typer.Option(metavar="A,B", help="Which scenarios.")] = None,
-    metrics: Annotated[str | None, typer.Option(metavar="A,B", help="What to measure, such as ndcg_linear@5.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(metavar="N", help="May be repeated: one split and fit each.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to put reports and artifacts.")] = None,
+    scenarios: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Some of warm, new-user, new-item, new-both.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="A,B", help="What to measure, such as rmse,ndcg_linear@5.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="One split and one fit of each; may be repeated.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, …")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to put reports and artifacts.")
+    ] = None,
 ) -> None:
     """Compare algorithms on data: which one for new users, new items, or both?
 
     Without arguments: all floors and bayesian on the data set that comes with metarec.
     """
-    values = read_toml(config) if config else {}
+    configured = RunConfig.of(read_toml(config), source=str(config)) if config else RunConfig()
     given = {
-        "dataset": _dataset(values.get("dataset"), dataset, data),
-        "protocol": protocol,
-        "algorithms": _names(algorithms),
-        "scenarios": _names(scenarios),
-        "metrics": _names(metrics),
+        "dataset": _dataset(configured, dataset, data),
+        "protocol": protocol and _chosen(protocol, [configured.protocol]),
+        "algorithms": algorithms
+        and [_chosen(name, configured.algorithms or ()) for name in _names(algorithms)],
+        "scenarios": scenarios and _names(scenarios),
+        "metrics": metrics and _names(metrics),
         "seeds": seed or None,
         "device": device,
         "out": out,
     }
     overridden = {name: value for name, value in given.items() if value is not None}
-    settings = RunConfig.of(values | overridden, source=str(config) if config else "options")
+    settings = RunConfig.of({**dict(configured), **overridden}, source="options")
 
     from metarec.evaluation import print_summary
-    from metarec.experiment import run_experiment
+    from metarec.experiment import Experiment
     from metarec.progress import Bars
 
-    with Bars() as progress:
-        report = run_experiment(settings, plugins=_plugins(), progress=progress)
-    print_summary(report, Console())
+    progress = Bars()
+    experiment = Experiment(settings, plugins=_plugins(), progress=progress)
+    with progress:
+        report = experiment.run()
+    print_summary(report, Console())  # before the writing, which may fail
+    with progress:
+        experiment.write(report)
     if settings.out is not None:
-        print(f"\nReports and artifacts are in {settings.out}. Next: metarec recommend {settings.out}/artifacts/NAME")
+        print(
+            f"\nReports and artifacts are in {settings.out}. Next: metarec recommend {settings.out}/artifacts/NAME"
+        )
 
 
-def _dataset(configured: Any, name: str | None, path: Path | None) -> dict[str, Any] | None:
+def _dataset(configured: RunConfig, name: str | None, path: Path | None) -> Choice | str | None:
     """The data set of the options `--dataset` and `--data`, which keep what they do not name of the configured one."""
-    if name is None and path is None:
-        return None
-    before = {"name": configured} if isinstance(configured, str) else dict(configured or {"name": "table"})
-    if name is not None and name != before["name"]:
-        before = {"name": name}
-    options = dict(before.get("options", {})) | ({} if path is None else {"path": str(path)})
-    return before | {"options": options}
+    if path is None:
+        return name and _chosen(name, [configured.dataset])
+    before = configured.dataset if "dataset" in configured.model_fields_set else Choice(name="table")
+    chosen = Choice(name=name) if name not in (None, before.name) else before
+    return Choice(name=chosen.name, options={**chosen.options, "path": str(path)})
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+def _chosen(name: str, configured: Iterable[Choice]) -> Choice | str:
+    """The thing of this name, with the options that the configuration has for it."""
+    return next((choice for choice in configured if choice.name == name), name)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @app.command()
 def recommend(
-    artifact: Annotated[Path, typer.Argument(help="Folder of a fitted artifact.")],
-    rate: Annotated[list[str] | None, typer.Option(metavar="ITEM=VALUE", help="A rating, by id or title.")] = None,
-    attribute: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="What is known of the newcomer.")] = None,
-    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
-    side: Annotated[Literal["user", "item"], typer.Option(help="Whether the newcomer is a user or an item.")] = "user",
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of a fitted artifact.")],
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ITEM=VALUE", help="A rating, by id or title; may be repeated."),
+    ] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What is known of the newcomer; may be repeated."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="How many.")] = 10,
+    side: Annotated[
+        Literal["user", "item"],
+        typer.Option(metavar="SIDE", help="Whether the newcomer is a user or an item."),
+    ] = "user",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend to a newcomer, with ± and the ratings that caused it."""
-    ratings = {name: _number(value, f"--rate {name}") for name, value in _pairs(rate, "--rate")}
+    ratings: dict[str | int, float] = {}
+    for name, value in _pairs(rate, "--rate"):
+        if name in ratings:
+            raise DataError(f"--rate {name} is given twice")
+        ratings[name] = _number(value, f"--rate {name}")
     from metarec.artifact import load
 
     recommender = load(artifact, plugins=_plugins())
-    newcomer = recommender.adapt(ratings, _grouped(_pairs(attribute, "--attribute")), side=side)
+    attributes = _grouped(_pairs(attribute, "--attribute"))
+    newcomer = recommender.adapt(ratings, attributes, side=side)
+    for text in recommender.unseen(attributes, side=side):
+        warnings.warn(text, stacklevel=1)
     recommended = newcomer.recommend(k)
     if as_json:
-        from dataclasses import asdict
-
-        print(json.dumps([_plain(asdict(one)) for one in recommended], indent=2, ensure_ascii=False))
+        print(json.dumps([_plain(one) for one in recommended], indent=2, ensure_ascii=False))
     else:
         Console().print(_recommendations(newcomer, recommended))
 
 
-def _plain(recommendation: dict[str, Any]) -> dict[str, Any]:
-    return recommendation | {"because": [reason._asdict() for reason in recommendation["because"]]}
+def _plain(one: Recommendation) -> dict[str, Any]:
+    return {**vars(one), "because": [reason._asdict() for reason in one.because]}
 
 
 def _pairs(texts: Iterable[str] | None, option: str) -> list[tuple[str, str]]:
@@ -199,7 +241,9 @@ def _pairs(texts: Iterable[str] | None, option: str) -> list[tuple[str, str]]:
     for text in texts or ():
         name, equals, value = text.rpartition("=") if option == "--rate" else text.partition("=")
         if not equals or not name:
-            raise DataError(f"{option} is {text!r}, expected NAME=VALUE")
+            raise DataError(
+                f"{option} is {text!r}, expected {'ITEM' if option == '--rate' else 'NAME'}=VALUE"
+            )
         pairs.append((name, value))
     return pairs
 
@@ -220,26 +264,37 @@ def _number(text: str, what: str) -> float:
 
 
 def _recommendations(newcomer: Newcomer, recommended: Sequence[Recommendation]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(newcomer.partners.side)
-    table.add_column("score", justify="right")
-    table.add_column("±", justify="right")
-    table.add_column("of it unknown", justify="right")
-    table.add_column("because")
-    for one in recommended:
-        reasons = "  ".join(f"{reason.contribution:+.2f} {reason.title}" for reason in one.because[:3])
-        table.add_row(Text(one.title), f"{one.score:.2f}", _figure(one.deviation), _figure(one.unknown), Text(reasons))
-    return table
+    return _table(
+        [
+            {
+                "id": str(one.id) if str(one.id) != one.title else "",
+                newcomer.partners.side: one.title,
+                "score": f"{one.score:.2f}",
+                "±": _figure(one.deviation),
+                "of it unknown": _figure(one.unknown),
+                "because": "\n".join(
+                    f"{reason.contribution:+.2f} {reason.title}" for reason in one.because[:3]
+                ),
+            }
+            for one in recommended
+        ],
+        fixed=("id", "score", "±"),
+    )
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "" if value is None else f"{value:.2f}"
 
 
 @app.command()
 def show(
-    kind: Annotated[str, typer.Argument(help="What it is: algorithm, metric, dataset, protocol, encoder, reporter.")],
-    name: Annotated[str, typer.Argument(help="What it is called.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help="What it is: algorithm, metric, dataset, protocol, encoder, reporter."
+        ),
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called.")],
 ) -> None:
     """Show what something is: its options, formula and source."""
     from metarec import describe
@@ -251,46 +306,64 @@ def show(
     registry = registries[kind]
     thing = registry[name]
     parts = describe.sections(thing)
-    console = Console()
-    console.print(f"[bold]{escape(name)}[/]  {kind} of plugin {escape(registry.owner(name))}\n", highlight=False)
-    console.print(Text(parts.pop("")))
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(name)}[/]: {kind} of plugin {escape(registry.owner(name))}\n")
+    _print_text(console, parts.pop(""))
     if isinstance(thing, type):
-        console.print(_facts(thing), _options(options_of(thing), describe.parameters(thing)), sep="\n")
+        _print_facts(console, thing)
+        _print_options(console, options_of(thing), describe.parameters(thing))
     for heading, text in parts.items():
         if heading not in ("Parameters", "Attributes"):
-            console.print(f"\n[bold]{escape(heading)}[/]")
-            console.print(Text(text))
+            console.print(f"[bold]{escape(heading)}[/]")
+            _print_text(console, text)
 
 
-def _facts(thing: type) -> Text:
+def _print_text(console: Console, text: str) -> None:
+    from metarec.describe import paragraphs
+
+    for paragraph in paragraphs(text):
+        console.print(Text(paragraph + "\n"), soft_wrap="\n" in paragraph or paragraph.startswith(" "))
+
+
+def _print_facts(console: Console, thing: type) -> None:
     """What else a class declares of itself."""
-    facts = {name: getattr(thing, name, None) for name in ("scenarios", "feedback", "higher_is_better", "lists")}
-    shown = {name: value for name, value in facts.items() if value is not None}
-    lines = [f"{name}: {', '.join(value) if isinstance(value, tuple) else value}" for name, value in shown.items()]
-    return Text("\n" + "\n".join(lines) if lines else "", style="dim")
+    for name in ("scenarios", "feedback", "is_floor", "lists", "higher_is_better"):
+        value = getattr(thing, name, None)
+        if value is not None:
+            text = ", ".join(value) if isinstance(value, tuple) else {True: "yes", False: "no"}[value]
+            console.print(Text(f"{name.replace('_', ' ')}: {text}", style="dim"))
 
 
-def _options(options: Sequence[Option], texts: Mapping[str, str]) -> Table | str:
-    if not options:
-        return "It has no options."
-    table = Table(title="Options", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for heading in ("name", "type", "default", "range", "meaning"):
-        table.add_column(heading)
+def _print_options(console: Console, options: Sequence[Option], meanings: Mapping[str, str]) -> None:
+    console.print("\n[bold]Options[/]" if options else "It has no options.")
     for option in options:
-        bounds = f"{option.range.low:g} to {option.range.high:g}" if option.range else ""
-        default = "(required)" if option.default is Parameter.empty else repr(option.default)
-        table.add_row(*map(Text, (option.name, option.type, default, bounds, texts.get(option.name, ""))))
-    return table
+        default = "" if option.default is Parameter.empty else f" = {option.default!r}"
+        bounds = f", {_bound(option.range.low)} to {_bound(option.range.high)}" if option.range else ""
+        console.print(Text(f"{option.name}: {option.type}{default}{bounds}"))
+        console.print(Padding(Text(meanings.get(option.name, "")), (0, 0, 0, 4)))
+    console.print()
+
+
+def _bound(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
 
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="algorithms, metrics, datasets, …, plugins; default: all.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KINDS", help="algorithms, metrics, datasets, …, plugins.", show_default="all"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what there is and which plugin it comes from."""
     plugins = _plugins()
-    kinds = {**{name: _things(registry) for name, registry in plugins.registries.items()}, "plugins": _loaded(plugins)}
+    kinds = {
+        **{name: _things(registry) for name, registry in plugins.registries.items()},
+        "plugins": _loaded(plugins),
+    }
     if kind is not None and kind not in kinds:
         raise ConfigError(unknown_name("kind", kind, kinds))
     wanted = kinds if kind is None else {kind: kinds[kind]}
@@ -299,7 +372,15 @@ def list_(
         return
     for title, rows in wanted.items():
         if rows or kind is not None:
-            Console().print(_listing(title, rows))
+            Console().print(
+                _table([_shown(row, plugins) for row in rows], title=title, fixed=("name", "plugin")), ""
+            )
+
+
+def _shown(row: Mapping[str, Any], plugins: PluginManager) -> dict[str, Any]:
+    """What people want to see of a row: not the scenarios, which `show` tells, nor that it is built in."""
+    hidden = {"scenarios", *(["plugin"] if plugins.is_built_in(row.get("plugin", "")) else [])}
+    return {name: "" if name in hidden else value for name, value in row.items()}
 
 
 def _things(registry: Registry) -> list[dict[str, Any]]:
@@ -308,7 +389,11 @@ def _things(registry: Registry) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            **{fact: list(getattr(thing, fact)) for fact in ("scenarios", "feedback") if registry.kind == "algorithm"},
+            **{
+                fact: list(getattr(thing, fact))
+                for fact in ("scenarios", "feedback")
+                if registry.kind == "algorithm"
+            },
             "summary": summary(thing),
             "plugin": registry.owner(name),
         }
@@ -319,15 +404,21 @@ def _things(registry: Registry) -> list[dict[str, Any]]:
 def _loaded(plugins: PluginManager) -> list[dict[str, Any]]:
     names = [name for name, plugin in plugins.list_name_plugin() if plugin is not None]
     reasons = {**dict.fromkeys(sorted(names)), **plugins.left_out}
-    return [{"name": name, "version": plugins.version(name), "left_out": why} for name, why in reasons.items()]
+    return [
+        {"name": name, "version": plugins.version(name), "left_out": why} for name, why in reasons.items()
+    ]
 
 
-def _listing(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(
+    rows: Sequence[Mapping[str, Any]], *, title: str | None = None, fixed: Sequence[str] = ()
+) -> Table:
+    """One line per row, without the columns that are empty in all; those that are `fixed` are never broken."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for heading in rows[0] if rows else ():
-        table.add_column(heading, no_wrap=heading == "name")
+    headings = [heading for heading in (rows[0] if rows else ()) if any(_cell(row[heading]) for row in rows)]
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading in fixed)
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*(Text(_cell(row[heading])) for heading in headings))
     return table
 
 

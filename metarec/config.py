@@ -16,7 +16,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -64,7 +64,7 @@ class RunConfig(_Strict):
     metrics : tuple of str, optional
         What to measure, such as ``"rmse"`` or ``"ndcg_linear@5"``; default: all, at their default positions.
     seeds : tuple of int, default (0,)
-        One split and one fit per seed.
+        One split and one fit per seed; from 0 to 2⁶³ − 1.
     device : str, default "cpu"
         Where to compute, as torch names it.
     out : Path, optional
@@ -78,7 +78,7 @@ class RunConfig(_Strict):
     algorithms: tuple[Choice, ...] | None = Field(default=None, min_length=1)
     scenarios: tuple[str, ...] | None = Field(default=None, min_length=1)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=1 << 63)], ...] = Field(default=(0,), min_length=1)
     device: str = "cpu"
     out: Path | None = None
     reporters: tuple[Choice, ...] | None = Field(default=None, min_length=1)
@@ -143,5 +143,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, (str, Path)):
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON takes and TOML does not
+        return json.dumps(str(value), ensure_ascii=False).replace(
+            "\x7f", "\\u007f"
+        )  # which JSON takes and TOML does not
     return json.dumps(value) if isinstance(value, bool) else repr(value)

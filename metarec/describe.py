@@ -16,7 +16,9 @@ def summary(thing: object) -> str:
 def sections(thing: object) -> dict[str, str]:
     """The parts of its docstring by heading, in order; what stands before the first heading has the heading ""."""
     lines = plain(_own_doc(thing)).split("\n")
-    starts = [i for i, (line, under) in enumerate(pairwise(lines)) if line.strip() and re.fullmatch(r"-{3,}", under)]
+    starts = [
+        i for i, (line, under) in enumerate(pairwise(lines)) if line.strip() and re.fullmatch(r"-{3,}", under)
+    ]
     bounds = [*starts, len(lines)]
     parts = {"": "\n".join(lines[: bounds[0]]).strip()}
     return parts | {lines[a]: "\n".join(lines[a + 2 : b]).strip("\n") for a, b in pairwise(bounds)}
@@ -37,6 +39,12 @@ def parameters(thing: object) -> dict[str, str]:
     return {name: " ".join(lines) for name, lines in found.items()}
 
 
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text: prose in one line each, to fit any width; tables, lists and formulas as they are."""
+    fixed = re.compile(r"^(\s|[-*] |={3})", re.MULTILINE)
+    return [part if fixed.search(part) else " ".join(part.split()) for part in text.split("\n\n")]
+
+
 def plain(text: str) -> str:
     """Docstring markup as people read it: without backticks and roles."""
     return re.sub(r":(?:math|class|func|meth):(?=`)", "", text).replace("`", "")
@@ -44,4 +52,8 @@ def plain(text: str) -> str:
 
 def _own_doc(thing: object) -> str:
     """Its own docstring, not one that it inherits."""
-    return inspect.cleandoc(vars(thing).get("__doc__") or "") if isinstance(thing, type) else inspect.getdoc(thing) or ""
+    return (
+        inspect.cleandoc(vars(thing).get("__doc__") or "")
+        if isinstance(thing, type)
+        else inspect.getdoc(thing) or ""
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,23 +80,26 @@ def run_experiment(
     MetarecError
         One line: what is wrong and where. Nothing is written then.
     """
-    experiment = _Experiment(config, plugins or plugin_manager(), progress)
-    return experiment.run()
+    experiment = Experiment(config, plugins=plugins, progress=progress)
+    report = experiment.run()
+    experiment.write(report)
+    return report
 
 
-@dataclass
-class _Outcome:
-    rows: list[Row] = field(default_factory=list)
-    timings: dict[str, Any] = field(default_factory=dict)
-    recommenders: dict[str, Recommender] = field(default_factory=dict)
+class Experiment:
+    """A configuration with its names made into things; `run_experiment` in two steps.
 
+    Raises
+    ------
+    MetarecError
+        One line: a name or an option that does not fit, or a folder that cannot be written.
+    """
 
-class _Experiment:
-    """A configuration with its names made into things."""
-
-    def __init__(self, config: RunConfig, plugins: PluginManager, progress: Progress) -> None:
+    def __init__(
+        self, config: RunConfig, *, plugins: PluginManager | None = None, progress: Progress = Silent()
+    ) -> None:
         self.config = config
-        self.plugins = plugins
+        self.plugins = plugins = plugins or plugin_manager()
         self.progress = progress
         self.device = _device(config.device)
         self.reader: Reader = _create(plugins.datasets, config.dataset)
@@ -112,36 +115,57 @@ class _Experiment:
                 raise ConfigError(unknown_name("scenario", scenario, SCENARIOS))
         if config.out is not None:
             _check_writable(config.out, [choice.name for choice in self.choices])
+        self.rows: list[Row] = []
+        self.timings: dict[str, list[dict[str, Any]]] = {}
+        self.recommenders: dict[str, Recommender] = {}
 
     def run(self) -> Report:
+        """Read, split, fit and evaluate.
+
+        Raises
+        ------
+        MetarecError
+            One line: what is wrong and where.
+        """
         self.plugins.hook.configure.call_historic(kwargs={"config": self.config})
-        dataset = self._during(f"read {self.reader.name}", self.reader.read)
+        with self._showing(f"read {self.reader.name}"):
+            dataset = self.reader.read()
         self._check_feedback(dataset)
-        outcome = _Outcome()
         for seed in self._each(self.config.seeds, "seeds"):
-            self._run_seed(dataset, seed, outcome)
-        settings = self.config.model_dump(mode="json")
-        report = Report(outcome.rows, outcome.timings, settings, _versions())
+            self._run_seed(dataset, seed)
+        report = Report(self.rows, self.timings, self.config.model_dump(mode="json"), _versions())
         self.plugins.hook.after_evaluate(report=report)
-        if self.config.out is not None:
-            self._during("write", lambda out=self.config.out: self._write(out, report, outcome.recommenders))
         return report
 
-    def _run_seed(self, dataset: Dataset, seed: int, outcome: _Outcome) -> None:
-        split = self._during("split", lambda: self._split(dataset, seed))
+    def write(self, report: Report) -> None:
+        """Write the reports and the first seed's artifacts to the folder of the configuration, if it names one.
+
+        Raises
+        ------
+        MetarecError
+            They cannot be written. The folder is then as it was before.
+        """
+        if self.config.out is not None:
+            with self._showing("write"):
+                self._write(report, self.config.out)
+
+    def _run_seed(self, dataset: Dataset, seed: int) -> None:
+        with self._showing("split"):
+            split = self._split(dataset, seed)
         run = Run(device=self.device, seed=seed, progress=self.progress, hooks=self.plugins.hook)
         evaluations: list[Evaluation] = []
         for choice in self._each(self.choices, "algorithms"):
             algorithm: Algorithm = _create(self.plugins.algorithms, choice)
-            begun = time.perf_counter()
-            self._fit(algorithm, split, run)
-            seconds = time.perf_counter() - begun
+            seconds = self._fit(algorithm, split, run)
             evaluations.append(evaluate(algorithm, split, self.metrics, run=run))
-            timings = outcome.timings.setdefault(choice.name, [])
-            timings.append({"seed": seed, "fit_seconds": seconds, "cells": evaluations[-1].timings()})
-            if choice.name not in outcome.recommenders:
-                outcome.recommenders[choice.name] = Recommender.from_split(algorithm.to("cpu"), split)
-        outcome.rows += self._during("compare", lambda: self._compare(dataset, seed, evaluations))
+            timings = {"seed": seed, "fit_seconds": seconds, "cells": evaluations[-1].timings()}
+            self.timings.setdefault(choice.name, []).append(timings)
+            if choice.name not in self.recommenders:
+                self.recommenders[choice.name] = Recommender.from_split(algorithm.to("cpu"), split)
+        with self._showing("compare"):
+            self.rows += compare(
+                evaluations, self.metrics, dataset=dataset.name, protocol=self.protocol.name, seed=seed
+            )
 
     def _split(self, dataset: Dataset, seed: int) -> Split:
         split = self.protocol.split(dataset, seed=seed)
@@ -151,49 +175,63 @@ class _Experiment:
         for scenario in self.config.scenarios:
             if scenario not in made:
                 has = ", ".join(sorted(made))
-                raise ConfigError(f"protocol {self.protocol.name!r} has no scenario {scenario!r}, expected some of {has}")
+                raise ConfigError(
+                    f"protocol {self.protocol.name!r} has no scenario {scenario!r}, expected some of {has}"
+                )
         return split.scenarios(self.config.scenarios)
 
-    def _fit(self, algorithm: Algorithm, split: Split, run: Run) -> None:
+    def _fit(self, algorithm: Algorithm, split: Split, run: Run) -> float:
+        """Fit, and return the seconds that it took."""
         self.plugins.hook.before_fit(algorithm=algorithm, train=split.train)
-        algorithm.fit(split.train, run=run)
+        begun = time.perf_counter()
+        with self._showing(f"fit {algorithm.name}"):
+            algorithm.fit(split.train, run=run)
+        seconds = time.perf_counter() - begun
         self.plugins.hook.after_fit(algorithm=algorithm, train=split.train)
-
-    def _compare(self, dataset: Dataset, seed: int, evaluations: Sequence[Evaluation]) -> list[Row]:
-        names = {"dataset": dataset.name, "protocol": self.protocol.name}
-        return compare(evaluations, self.metrics, seed=seed, **names)
+        return seconds
 
     def _check_feedback(self, dataset: Dataset) -> None:
         feedback = "implicit" if dataset.scale.implicit else "explicit"
-        suited = [choice for choice in self.choices if feedback in self.plugins.algorithms[choice.name].feedback]
-        if self.config.algorithms is not None and len(suited) < len(self.choices):
-            unsuited = next(choice.name for choice in self.choices if choice not in suited)
-            raise ConfigError(f"algorithm {unsuited!r} cannot fit {feedback} feedback, as data set {dataset.name!r} has it")
-        self.choices = suited
+        fits = {
+            choice.name: feedback in self.plugins.algorithms[choice.name].feedback for choice in self.choices
+        }
+        if self.config.algorithms is not None and not all(fits.values()):
+            unsuited = next(name for name, its in fits.items() if not its)
+            raise ConfigError(
+                f"algorithm {unsuited!r} cannot fit {feedback} feedback, which data set {dataset.name!r} has"
+            )
+        self.choices = tuple(choice for choice in self.choices if fits[choice.name])
 
-    def _write(self, out: Path, report: Report, recommenders: dict[str, Recommender]) -> None:
+    def _write(self, report: Report, out: Path) -> None:
         """Write everything beside its place first, so that a full disk leaves nothing half-written."""
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=out, prefix=".") as folder:
+            with TemporaryDirectory(dir=_existing(out), prefix=".") as folder:
                 stage = Path(folder)
-                written = [reporter.write(report, stage) for reporter in self.reporters]
-                for name, recommender in recommenders.items():
-                    artifact.save(recommender, stage / "artifacts" / name, plugins=self.plugins)
-                    written.append(stage / "artifacts" / name)
-                (out / "artifacts").mkdir(exist_ok=True)
+                try:
+                    written = self._write_to(stage, report)
+                except MetarecError as error:  # which names the place that people do not know
+                    raise type(error)(str(error).replace(str(stage), str(out))) from None
+                (out / "artifacts").mkdir(parents=True, exist_ok=True)
                 for path in written:
                     atomic.replace(path, out / path.relative_to(stage))
         except OSError as error:
             raise MetarecError(f"{out}: cannot be written: {error.strerror}") from None
 
+    def _write_to(self, folder: Path, report: Report) -> list[Path]:
+        written = [reporter.write(report, folder) for reporter in self.reporters]
+        for name, recommender in self.recommenders.items():
+            artifact.save(recommender, folder / "artifacts" / name, plugins=self.plugins)
+            written.append(folder / "artifacts" / name)
+        return written
+
     def _each(self, steps: Sequence[T], description: str) -> Iterable[T]:
         return self.progress.track(steps, description=description, total=len(steps))
 
-    def _during(self, description: str, work: Callable[[], T]) -> T:
-        """Do one thing that may take long, showing what it is."""
-        (result,) = [work() for _ in self._each([None], description)]
-        return result
+    @contextmanager
+    def _showing(self, description: str) -> Iterator[None]:
+        """Show what is being done, where it takes long."""
+        for _ in self._each([None], description):
+            yield
 
 
 def _create(registry: Registry, choice: Choice) -> Any:
@@ -219,14 +257,18 @@ def _device(name: str) -> torch.device:
 
 
 def _check_writable(out: Path, algorithms: Sequence[str]) -> None:
-    existing = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
     try:
-        with TemporaryDirectory(dir=existing, prefix="."):
+        with TemporaryDirectory(dir=_existing(out), prefix="."):
             pass
     except OSError as error:
         raise ConfigError(f"out {str(out)!r}: cannot be written: {error.strerror}") from None
     for name in algorithms:
         artifact.check_place(out / "artifacts" / name)
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that there is."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def _versions() -> dict[str, str]:

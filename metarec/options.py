@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, create_model
 from pydantic_core import CoreSchema
@@ -49,9 +50,8 @@ class Option:
 def options_of(cls: type) -> list[Option]:
     """The options of a plugin class, in the order of its ``__init__``."""
     hints = _hints(cls)
-    plain = get_type_hints(_init(cls)) if hints else {}
     return [
-        Option(name, inspect.formatannotation(plain[name]), parameter.default, _range(hints[name]))
+        Option(name, _type_name(hints[name]), parameter.default, _range(hints[name]))
         for name, parameter in _parameters(cls).items()
     ]
 
@@ -92,7 +92,7 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    expected = _EXPECTED.get(problem["type"], message)
+    expected = _EXPECTED.get(problem["type"], message.partition(", unable to parse")[0])
     if problem["type"] == "missing":
         return f"{where} is missing"
     return f"{where} is {problem['input']!r}, expected {expected}"
@@ -124,6 +124,22 @@ def _range(hint: Any) -> Range | None:
     """The bounds that stand in a type, at whatever depth."""
     within = (part if isinstance(part, Range) else _range(part) for part in get_args(hint))
     return next(filter(None, within), None)
+
+
+def _type_name(hint: Any) -> str:
+    """A type as people write it: ``tuple[int | 'all', ...]``."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _type_name(parts[0])
+    if origin is Literal:
+        return " | ".join(map(repr, parts))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, parts))
+    if origin is not None and parts:
+        return (
+            f"{_type_name(origin)}[{', '.join('...' if part is ... else _type_name(part) for part in parts)}]"
+        )
+    return "None" if hint is type(None) else inspect.formatannotation(hint)
 
 
 def _model(cls: type) -> type[BaseModel]:

@@ -142,9 +142,13 @@ class PluginManager(pluggy.PluginManager):
             registry.remove(owner or "")
         return super().unregister(plugin, name)
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether the plugin `name` is a part of metarec."""
+        return getattr(self.get_plugin(name), "__name__", "").startswith(f"{BUILT_INS}.")
+
     def version(self, name: str) -> str | None:
         """The version of the package that brings the plugin `name`; None for one from a file."""
-        if getattr(self.get_plugin(name), "__name__", "").startswith(f"{BUILT_INS}."):
+        if self.is_built_in(name):
             return __version__
         installed = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
         return next((point.dist.version for point in installed if point.name == name and point.dist), None)

@@ -21,9 +21,12 @@ class Encoder(ABC):
     ----------
     name : str
         What a data set calls it in an `EncoderSpec`.
+    takes_lists : bool
+        Whether an entity's attribute is a list of values.
     """
 
     name: ClassVar[str]
+    takes_lists: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, column: pl.Series) -> Self:
@@ -36,7 +39,15 @@ class Encoder(ABC):
 
     @abstractmethod
     def transform(self, column: pl.Series) -> Features:
-        """Encode any entities' attribute: [N] values to `Features` [N, width]."""
+        """Encode any entities' attribute: [N] values to `Features` [N, width].
+
+        Unseen and missing values have columns of their own.
+        """
+
+    @property
+    def known_values(self) -> Sequence[str] | None:
+        """The values that it tells apart; None, the default, where they are not a list, such as numbers."""
+        return None
 
     @abstractmethod
     def table(self) -> Mapping[str, Any]:

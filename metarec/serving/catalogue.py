@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import polars as pl
 import torch
 from torch import Tensor
 
 from metarec.data import Dataset, Features, Side
-from metarec.errors import DataError, unknown_name
+from metarec.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,29 @@ class Catalogue:
                 raise DataError(
                     f"{self.side} {called!r} is the name of {len(rows)}: give one of the ids {_some(ids[rows])}"
                 )
-        raise DataError(unknown_name(self.side, str(called), {*ids, *self.names}))
+        raise DataError(f"unknown {self.side} {str(called)!r}: {self._likeliest(str(called))}")
+
+    def _likeliest(self, called: str, most: int = 3) -> str:
+        """Whom an unknown name may mean: those that have all its words, each word corrected, the most popular first."""
+        words_of = [set(_words(f"{id} {name}")) for id, name in zip(self.ids, self.names, strict=True)]
+        known = set().union(*words_of)
+        wanted = {next(iter(get_close_matches(word, known, n=1)), word) for word in _words(called)}
+        meant = [row for row, words in enumerate(words_of) if wanted and wanted <= words]
+        if not meant:
+            return f"none of the {len(self)} {self.side}s known has a name or an id like it"
+        meant.sort(key=lambda row: -int(self.popularity[row]))
+        shown = [
+            str(self.ids[row])
+            if str(self.ids[row]) == self.names[row]
+            else f"{self.names[row]!r} ({self.ids[row]})"
+            for row in meant[:most]
+        ]
+        more = f" or one of {len(meant) - most} more" if meant[most:] else ""
+        return f"did you mean {' or '.join(shown)}{more}?"
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
 
 
 def _some(ids: pl.Series, most: int = 5) -> str:

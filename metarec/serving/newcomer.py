@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -143,7 +144,14 @@ class Newcomer:
         if prediction.variance is not None and prediction.noise is not None:
             unknown = prediction.variance - prediction.noise
         return [
-            Recommendation(id=known.ids[row], title=known.names[row], score=score, deviation=sd, unknown=part, because=why)
+            Recommendation(
+                id=known.ids[row],
+                title=known.names[row],
+                score=score,
+                deviation=sd,
+                unknown=part,
+                because=why,
+            )
             for row, score, sd, part, why in zip(
                 rows.tolist(),
                 self.recommender.scale.clip(prediction.mean).tolist(),
@@ -160,10 +168,11 @@ class Newcomer:
             return [()] * query.partner.numel()
         support = self.recommender.support(self.side, self.entity, self.rated)
         explanation = algorithm.explain(self.adapted, support, query)
+        contribution = explanation.contribution.tolist()
         titles = [self.partners.names[row] for row in self.rated]
         return [
-            tuple(sorted(map(Reason, titles, part.tolist()), key=lambda reason: -abs(reason.contribution)))
-            for part in explanation.contribution.split(explanation.offsets.diff().tolist())
+            tuple(sorted(map(Reason, titles, part), key=lambda reason: -abs(reason.contribution)))
+            for part in (contribution[start:stop] for start, stop in pairwise(explanation.offsets.tolist()))
         ]
 
 

@@ -88,6 +88,19 @@ class Recommender:
         support = self.support(side, entity, rated)
         return Newcomer(self, side, entity, rated, self.algorithm.adapt(support))
 
+    def unseen(self, attributes: Mapping[str, Any], *, side: Side = "user") -> list[str]:
+        """For each value that no known entity has, a line that says so, with the nearest that one has.
+
+        Such a value is not wrong: it is encoded as unseen. It may be misspelt.
+        """
+        return [
+            f"{side} attribute {name!r}: {unknown_name('value', str(value), known)}"
+            for name, given in attributes.items()
+            if (known := self.encoders.side(side).encoders[name].known_values) is not None
+            for value in (given if isinstance(given, list) else [given])
+            if value is not None and str(value) not in known
+        ]
+
     def check_rating(self, called: str | int, value: float) -> float:
         """`value`, if it is a rating on the scale; `called` is what the error calls the thing rated."""
         scale = self.scale
@@ -143,4 +156,10 @@ class Recommender:
                 raise DataError(unknown_name(f"{side} attribute", name, encoder.encoders))
         if not encoder.encoders:
             return Features.empty(1)
-        return encoder.transform(pl.DataFrame({name: [attributes.get(name)] for name in encoder.encoders}))
+        listed = {
+            name: [value]
+            if encoder.encoders[name].takes_lists and not isinstance(value, list | None)
+            else value
+            for name, value in attributes.items()
+        }
+        return encoder.transform(pl.DataFrame({name: [listed.get(name)] for name in encoder.encoders}))

@@ -1,11 +1,25 @@
-"""The suite that an algorithm must pass."""
+"""The suite that an algorithm must pass.
+
+Put this in a file ``test_mine.py`` and run ``pytest test_mine.py``; no data and no registration are needed:
+
+    from metarec.testing import AlgorithmConformance
+    from my_package import Mine
+
+    class TestMine(AlgorithmConformance):
+        algorithm = Mine
+        options = {"epochs": 2}  # keep it quick: what is learnt need not be good
+
+Every test of the contract then runs for each kind of feedback and each scenario that ``Mine`` declares; one that fails
+says in a sentence what ``Mine`` must do. An ability, such as ``explain``, is tested where the class has it and is
+skipped by name where it has not. More tests of your own go into the same class and may use its fixtures ``world``,
+``tasks`` and ``fitted``.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,9 +37,9 @@ from metarec.testing.world import SmallWorld, small_world
 
 
 class AlgorithmConformance:
-    """Subclass it in a test file, name the class ``Test…`` and set `algorithm`.
+    """Subclass it in a test file, name the class ``Test…`` and set `algorithm`: see the module's example.
 
-    It fits the algorithm on a small world, for each kind of feedback and in each scenario that the algorithm declares.
+    It fits the algorithm on `small_world`, for each kind of feedback and in each scenario that the algorithm declares.
 
     Attributes
     ----------
@@ -42,7 +56,10 @@ class AlgorithmConformance:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run each test for each kind of feedback and each scenario."""
-        for argument, values in (("feedback", self.algorithm.feedback), ("scenario", self.algorithm.scenarios)):
+        for argument, values in (
+            ("feedback", self.algorithm.feedback),
+            ("scenario", self.algorithm.scenarios),
+        ):
             if argument in metafunc.fixturenames:
                 metafunc.parametrize(argument, values)
 
@@ -58,7 +75,7 @@ class AlgorithmConformance:
 
     @pytest.fixture
     def fitted(self, feedback: str) -> Algorithm:
-        """The algorithm, fitted on this world."""
+        """The algorithm, fitted on this world; a copy for each test."""
         return _fitted(type(self), feedback, torch.float32)
 
     def test_declares_what_it_is(self) -> None:
@@ -73,7 +90,9 @@ class AlgorithmConformance:
         expected = {option.name: option.default for option in options_of(self.algorithm)} | dict(self.options)
         for name, value in expected.items():
             assert hasattr(made, name), f"__init__ must store the option {name!r} under its name"
-            assert getattr(made, name) == value, f"__init__ must store {name!r} unchanged, found {getattr(made, name)!r}"
+            assert getattr(made, name) == value, (
+                f"__init__ must store {name!r} unchanged, found {getattr(made, name)!r}"
+            )
         assert not made.state(), f"__init__ must only store options, found {', '.join(made.state())}"
 
     def test_fit_returns_self(self, world: SmallWorld) -> None:
@@ -84,7 +103,9 @@ class AlgorithmConformance:
     def test_what_fit_learns_ends_in_an_underscore(self, fitted: Algorithm) -> None:
         """Else an artifact would lack it."""
         learnt = set(vars(fitted)) - set(vars(_made(type(self)))) - set(fitted.state())
-        assert not learnt, f"fit must store what it learns under names that end in '_', found {', '.join(sorted(learnt))}"
+        assert not learnt, (
+            f"fit must store what it learns under names that end in '_', found {', '.join(sorted(learnt))}"
+        )
 
     def test_fit_leaves_its_input_alone(self, world: SmallWorld) -> None:
         """The training set is shared by all algorithms of a run."""
@@ -102,6 +123,17 @@ class AlgorithmConformance:
         _assert_unchanged(query, tasks.query, "predict", "query")
         _assert_unchanged(adapted, kept, "predict", "adapted")
 
+    def test_adapt_and_predict_leave_alone_what_was_fitted(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """Else a task's result would hang on the tasks before it."""
+        before = copy.deepcopy(fitted.state())
+        _predicted(fitted, tasks)
+        now = fitted.state()
+        assert set(now) == set(before), (
+            f"adapt and predict must not store {', '.join(set(now) ^ set(before))}"
+        )
+        for name in before:
+            _assert_unchanged(now[name], before[name], "adapt or predict", name)
+
     def test_prediction_has_the_right_shape(self, fitted: Algorithm, tasks: Tasks) -> None:
         """One finite mean per query partner; ``0 ≤ noise ≤ variance`` and ``variance > 0`` where there are such."""
         _assert_sound(_predicted(fitted, tasks), tasks.query, torch.float32)
@@ -115,7 +147,9 @@ class AlgorithmConformance:
             rating=tasks.support.rating[:0],
         )
         _assert_sound(fitted.predict(fitted.adapt(nothing), tasks.query), tasks.query, torch.float32)
-        no_query = replace(tasks.query, offsets=torch.zeros_like(tasks.query.offsets), partner=tasks.query.partner[:0])
+        no_query = replace(
+            tasks.query, offsets=torch.zeros_like(tasks.query.offsets), partner=tasks.query.partner[:0]
+        )
         _assert_sound(fitted.predict(fitted.adapt(tasks.support), no_query), no_query, torch.float32)
         none = torch.zeros(0, dtype=torch.int64)
         _assert_sound(_predicted(fitted, tasks.select(none)), tasks.query.select(none), torch.float32)
@@ -129,7 +163,9 @@ class AlgorithmConformance:
             self._same(_predicted(fitted, tasks.select(this)), _take(together, entries), f"task {task} alone")
         turned = torch.arange(len(tasks)).flip(0)
         entries = tasks.query.entries(turned)[1]
-        self._same(_predicted(fitted, tasks.select(turned)), _take(together, entries), "the tasks in another order")
+        self._same(
+            _predicted(fitted, tasks.select(turned)), _take(together, entries), "the tasks in another order"
+        )
 
     def test_adapted_can_be_sliced(self, fitted: Algorithm, tasks: Tasks) -> None:
         """``adapted.select`` gives the state of some of the tasks."""
@@ -154,7 +190,7 @@ class AlgorithmConformance:
     def test_one_seed_gives_one_result(self, fitted: Algorithm, world: SmallWorld, tasks: Tasks) -> None:
         """Bit for bit."""
         again = _predicted(_made(type(self)).fit(world.split.train, run=Run(seed=1)), tasks)
-        assert torch.equal(again.mean, _predicted(fitted, tasks).mean), "two fits with one seed must predict the same"
+        _assert_equal(again, _predicted(fitted, tasks), "after a second fit with the same seed")
 
     def test_saved_and_loaded_it_predicts_the_same(
         self, fitted: Algorithm, world: SmallWorld, tasks: Tasks, tmp_path: Path
@@ -164,11 +200,7 @@ class AlgorithmConformance:
         plugins.algorithms.add(self.algorithm.name, self.algorithm, owner="conformance")
         artifact.save(Recommender.from_split(fitted, world.split), tmp_path / "saved", plugins=plugins)
         loaded = artifact.load(tmp_path / "saved", plugins=plugins).algorithm
-        found, expected = _predicted(loaded, tasks), _predicted(fitted, tasks)
-        for field in fields(Prediction):
-            before, after = getattr(expected, field.name), getattr(found, field.name)
-            same = before is after is None or torch.equal(before, after)
-            assert same, f"{field.name} differs after saving and loading"
+        _assert_equal(_predicted(loaded, tasks), _predicted(fitted, tasks), "after saving and loading")
 
     def test_factors_give_the_mean(self, fitted: Algorithm, tasks: Tasks) -> None:
         """`Factorized`: the dot product of query and candidate factors."""
@@ -187,13 +219,24 @@ class AlgorithmConformance:
         tasks = tasks.select(some)
         last = tasks.support.offsets[1:] - 1
         one = _entries(tasks.support, last, torch.ones(len(tasks), dtype=torch.int64))
-        kept = torch.ones(tasks.support.partner.numel(), dtype=torch.bool).index_fill(0, last, False).nonzero().squeeze(1)
+        kept = (
+            torch.ones(tasks.support.partner.numel(), dtype=torch.bool)
+            .index_fill(0, last, False)
+            .nonzero()
+            .squeeze(1)
+        )
         rest = _entries(tasks.support, kept, tasks.support.counts - 1)
         all_at_once, without = fitted.adapt(tasks.support), fitted.adapt(rest)
         expected = fitted.predict(all_at_once, tasks.query)
-        self._same(fitted.predict(fitted.absorb(without, one), tasks.query), expected, "absorbing the last rating")
+        self._same(
+            fitted.predict(fitted.absorb(without, one), tasks.query), expected, "absorbing the last rating"
+        )
         expected = fitted.predict(without, tasks.query)
-        self._same(fitted.predict(fitted.forget(all_at_once, one), tasks.query), expected, "forgetting the last rating")
+        self._same(
+            fitted.predict(fitted.forget(all_at_once, one), tasks.query),
+            expected,
+            "forgetting the last rating",
+        )
 
     def test_explanation_adds_up(self, fitted: Algorithm, tasks: Tasks) -> None:
         """`Explainable`: baseline + contributions = mean where additive; else each is the effect of leaving one out."""
@@ -201,7 +244,9 @@ class AlgorithmConformance:
             pytest.skip(f"{fitted.name} is not Explainable")
         explanation = fitted.explain(fitted.adapt(tasks.support), tasks.support, tasks.query)
         counts = tasks.support.counts[tasks.query.owner]
-        assert torch.equal(explanation.offsets.diff(), counts), "one contribution per support rating is expected"
+        assert torch.equal(explanation.offsets.diff(), counts), (
+            "one contribution per support rating is expected"
+        )
         mean = _predicted(fitted, tasks).mean
         owner = torch.repeat_interleave(torch.arange(mean.numel()), counts)
         if explanation.kind == "additive":
@@ -209,7 +254,9 @@ class AlgorithmConformance:
             self._close(total, mean, "baseline + contributions", "the predicted mean")
         else:
             without = self._leave_one_out(fitted, tasks)
-            self._close(explanation.contribution, mean[owner] - without, "a contribution", "the effect of its rating")
+            self._close(
+                explanation.contribution, mean[owner] - without, "a contribution", "the effect of its rating"
+            )
 
     def _leave_one_out(self, fitted: Algorithm, tasks: Tasks) -> Tensor:
         """The mean of each query partner without each rating of its task's support."""
@@ -218,7 +265,9 @@ class AlgorithmConformance:
             this = tasks.select(torch.tensor([task]))
             count = int(this.support.counts)
             left_out = [
-                _entries(this.support, torch.arange(count)[torch.arange(count) != j], torch.tensor([count - 1]))
+                _entries(
+                    this.support, torch.arange(count)[torch.arange(count) != j], torch.tensor([count - 1])
+                )
                 for j in range(count)
             ]
             each = [fitted.predict(fitted.adapt(support), this.query).mean for support in left_out]
@@ -231,7 +280,9 @@ class AlgorithmConformance:
             self._close(found.variance, expected.variance, f"the variance with {what}", "that of the batch")
 
     def _close(self, found: Tensor, expected: Tensor, what: str, like: str) -> None:
-        assert found.shape == expected.shape, f"{what} has shape {list(found.shape)}, expected {list(expected.shape)}"
+        assert found.shape == expected.shape, (
+            f"{what} has shape {list(found.shape)}, expected {list(expected.shape)}"
+        )
         apart = (found - expected).abs().max().item() if found.numel() else 0.0
         assert apart <= self.tolerance, f"{what} must be {like}: they are up to {apart:.3g} apart"
 
@@ -240,10 +291,16 @@ def _made(suite: type[AlgorithmConformance]) -> Algorithm:
     return build(suite.algorithm, suite.options, what=f"algorithm {suite.algorithm.name!r}")
 
 
-@cache
+_FITTED: dict[tuple[type[AlgorithmConformance], str, torch.dtype], Algorithm] = {}
+
+
 def _fitted(suite: type[AlgorithmConformance], feedback: str, dtype: torch.dtype) -> Algorithm:
-    train = small_world(implicit=feedback == "implicit").split.train
-    return _made(suite).fit(train, run=Run(dtype=dtype, seed=1))
+    """A copy of the algorithm fitted once for all tests, so that none sees what another did to it."""
+    key = suite, feedback, dtype
+    if key not in _FITTED:
+        train = small_world(implicit=feedback == "implicit").split.train
+        _FITTED[key] = _made(suite).fit(train, run=Run(dtype=dtype, seed=1))
+    return copy.deepcopy(_FITTED[key])
 
 
 def _predicted(fitted: Algorithm, tasks: Tasks) -> Prediction:
@@ -251,8 +308,11 @@ def _predicted(fitted: Algorithm, tasks: Tasks) -> Prediction:
 
 
 def _take(prediction: Prediction, entries: Tensor) -> Prediction:
-    values = (getattr(prediction, field.name) for field in fields(prediction))
-    return Prediction(*(None if value is None else value[entries] for value in values))
+    return Prediction(
+        mean=prediction.mean[entries],
+        variance=None if prediction.variance is None else prediction.variance[entries],
+        noise=None if prediction.noise is None else prediction.noise[entries],
+    )
 
 
 def _entries(support: Support, entries: Tensor, counts: Tensor) -> Support:
@@ -289,9 +349,23 @@ def _assert_sound(prediction: Prediction, query: Query, dtype: torch.dtype) -> N
         assert right.all(), "noise must be from 0 to the variance"
 
 
+def _assert_equal(found: Prediction, expected: Prediction, when: str) -> None:
+    for field in fields(Prediction):
+        before, after = getattr(expected, field.name), getattr(found, field.name)
+        same = before is after is None or torch.equal(before, after)
+        assert same, f"{field.name} must be the same {when}, bit for bit"
+
+
 def _assert_unchanged(now: Any, before: Any, method: str, where: str) -> None:
     if isinstance(now, Tensor):
         assert torch.equal(now, before), f"{method} must not change {where}"
     elif is_dataclass(now):
         for field in fields(now):
-            _assert_unchanged(getattr(now, field.name), getattr(before, field.name), method, f"{where}.{field.name}")
+            _assert_unchanged(
+                getattr(now, field.name), getattr(before, field.name), method, f"{where}.{field.name}"
+            )
+    elif isinstance(now, Mapping):
+        for name in before:
+            _assert_unchanged(now[name], before[name], method, f"{where}[{name!r}]")
+    elif isinstance(now, (bool, int, float, str)):
+        assert now == before, f"{method} must not change {where}"

@@ -26,8 +26,8 @@ class SmallWorld:
     dataset : Dataset
         All entities and interactions.
     split : Split
-        The first 48 users and 32 items are known. One cell per scenario; ``new-item`` has item tasks. Supports hold 0 to
-        7 ratings, with known partners.
+        The first 48 users and 32 items are known. One cell per scenario; ``new-item`` has item tasks. Supports hold
+        0 to 7 ratings, with known partners.
     """
 
     dataset: Dataset
@@ -42,8 +42,8 @@ class SmallWorld:
 def small_world(*, implicit: bool = False, seed: int = 0) -> SmallWorld:
     """Draw a world of 60 users and 40 items.
 
-    Ratings are ``clip(round(3 + attribute effects + u·v + noise), 1, 5)`` with u, v ~ N(0, ½ I₂); where `implicit` holds,
-    pairs with a rating of 4 or more are the interactions.
+    Ratings are ``clip(round(3 + attribute effects + u·v + noise), 1, 5)`` with u, v ~ N(0, ½ I₂); where `implicit`
+    holds, pairs with a rating of 4 or more are the interactions.
     """
     dataset = _draw(implicit, torch.Generator().manual_seed(seed))
     train = dataset.restrict(torch.arange(KNOWN["user"]), torch.arange(KNOWN["item"]))
@@ -70,7 +70,9 @@ def _draw(implicit: bool, generator: torch.Generator) -> Dataset:
     seen = rating >= 4 if implicit else torch.rand(USERS, ITEMS, generator=generator) < 0.7
     user, item = seen.nonzero(as_tuple=True)
     users = pl.DataFrame({"group": [f"g{g}" for g in group.tolist()], "age": age.tolist()})
-    items = pl.DataFrame({"title": [f"Item {i}" for i in range(ITEMS)], "kind": [f"k{k}" for k in kind.tolist()]})
+    items = pl.DataFrame(
+        {"title": [f"Item {i}" for i in range(ITEMS)], "kind": [f"k{k}" for k in kind.tolist()]}
+    )
     return Dataset(
         name="small-world",
         users=Entities(pl.Series("user", range(1000, 1000 + USERS)), users),

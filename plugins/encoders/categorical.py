@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import polars as pl
@@ -38,6 +38,11 @@ class Categorical(Encoder):
     def width(self) -> int:
         """The number of values and two."""
         return len(self.values_) + 2
+
+    @property
+    def known_values(self) -> Sequence[str]:
+        """The values."""
+        return self.values_
 
     def transform(self, column: pl.Series) -> Features:
         """Columns: the values in order, unseen, missing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -29,6 +29,7 @@ class MultiCategorical(Encoder):
     """
 
     name = "multi-categorical"
+    takes_lists = True
 
     def __init__(self, *, min_count: Annotated[int, Range(1, 1_000_000)] = 1) -> None:
         self.min_count = min_count
@@ -43,6 +44,11 @@ class MultiCategorical(Encoder):
     def width(self) -> int:
         """The number of values and two."""
         return len(self.values_) + 2
+
+    @property
+    def known_values(self) -> Sequence[str]:
+        """The values."""
+        return self.values_
 
     def transform(self, column: pl.Series) -> Features:
         """Columns: the values in order, unseen, missing."""
