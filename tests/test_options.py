@@ -57,7 +57,7 @@ def test_given_options_are_converted_to_their_types_and_the_rest_keep_their_defa
         ({"rank": 0}, "rank is 0, expected greater than or equal to 1"),
         ({"rank": 65}, "rank is 65, expected less than or equal to 64"),
         ({"rank": 2.5}, "rank is 2.5, expected a valid integer, got a number with a fractional part"),
-        ({"rank": "two"}, "rank is 'two', expected a valid integer, unable to parse string as an integer"),
+        ({"rank": "two"}, "rank is 'two', expected a valid integer"),
         ({"rate": float("nan")}, "rate is nan, expected less than or equal to 0.1"),
         ({"limit": 10}, "limit is 10, expected less than or equal to 9"),
         ({"shares": [0.5, 2.0]}, "shares.1 is 2.0, expected less than or equal to 1"),
