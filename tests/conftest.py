@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from metarec.data import Dataset, EncoderSpec, Entities, RatingScale
+from metarec.evaluation import Row
 
 # The same examples in every run, and no time limit for one, so that a busy machine fails no test.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
@@ -32,6 +34,40 @@ def movielens() -> Path:
     if not folder or not (Path(folder) / "ml-1m").is_dir():
         pytest.skip("METAREC_TEST_DATA names no folder with MovieLens")
     return Path(folder)
+
+
+@pytest.fixture
+def make_row() -> Callable[..., Row]:
+    """A function that makes a row of a report, of which only what matters to a test need be given."""
+    return _row
+
+
+def _row(**values: Any) -> Row:
+    algorithm = values.get("algorithm", "new")
+    row: dict[str, Any] = {
+        "dataset": "made-up",
+        "protocol": "cold-start",
+        "seed": 0,
+        "list": "query",
+        "side": "user",
+        "algorithm": algorithm,
+        "is_floor": algorithm.startswith("floor"),
+        "scenario": "new-user",
+        "support": 3,
+        "metric": "rmse",
+        "higher_is_better": False,
+        "value": 1.0,
+        "low": 0.9,
+        "high": 1.1,
+        "level": 0.95,
+        "entities": 10,
+        "best_floor": "floor",
+        "gain": 0.0,
+        "gain_low": -0.1,
+        "gain_high": 0.1,
+    }
+    assert set(values) <= set(row)
+    return cast(Row, row | values)
 
 
 def generate_dataset(

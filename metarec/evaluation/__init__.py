@@ -1,5 +1,6 @@
 """What turns predictions into a report: metrics, the evaluator, significance, reporters."""
 
+from metarec.evaluation.console import print_summary
 from metarec.evaluation.evaluator import CellScores, Evaluation, Score, evaluate
 from metarec.evaluation.metric import (
     CalibrationMetric,
@@ -12,7 +13,26 @@ from metarec.evaluation.metric import (
 from metarec.evaluation.ranking import log_binomial
 from metarec.evaluation.report import Report, Reporter, Row, compare, mean_over_seeds
 from metarec.evaluation.scored import Catalogue, Scored, TieGroups
-from metarec.evaluation.summary import Headline, Verdict, headlines, print_summary, verdicts
+from metarec.evaluation.summary import (
+    Headline,
+    Tally,
+    Verdict,
+    answer,
+    best_floors,
+    deciding,
+    format_value,
+    headlines,
+    is_better,
+    is_worse,
+    matches,
+    mean_values,
+    ranked,
+    scenarios_of,
+    support_name,
+    support_sizes,
+    tallies,
+    verdicts,
+)
 
 __all__ = [
     "CalibrationMetric",
@@ -29,14 +49,28 @@ __all__ = [
     "Row",
     "Score",
     "Scored",
+    "Tally",
     "TieGroups",
     "Verdict",
+    "answer",
+    "best_floors",
     "compare",
     "create_metrics",
+    "deciding",
     "evaluate",
+    "format_value",
     "headlines",
+    "is_better",
+    "is_worse",
     "log_binomial",
+    "matches",
     "mean_over_seeds",
+    "mean_values",
     "print_summary",
+    "ranked",
+    "scenarios_of",
+    "support_name",
+    "support_sizes",
+    "tallies",
     "verdicts",
 ]

@@ -1,17 +1,13 @@
-"""What a report says, in words and in short: which algorithm for which scenario."""
+"""What a report says, in words: which algorithm for which scenario, and how often it beats the floors."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
-from metarec.evaluation.report import Report, Row, mean_over_seeds
+from metarec.evaluation.report import Row, mean_over_seeds
 from metarec.tasks import SCENARIOS
 
 # What people ask, and the metrics that answer, best first.
@@ -20,6 +16,8 @@ _QUESTIONS = {
     "knowing how sure it is": ("crps", "nll"),
     "choosing from the catalogue": ("ndcg_linear", "ndcg_exp", "map", "mrr", "precision", "recall", "hit"),
 }
+# The others are for comparison with papers, or say the same again.
+_DECIDING = ("rmse", "crps", "nll", "ndcg_linear")
 
 
 @dataclass(frozen=True)
@@ -86,26 +84,117 @@ class Verdict:
         if self.floor is None:
             return f"{value}; no floor was run beside it"
         if self.is_floor:
-            return f"{value}: a floor; nothing learned does better"
+            return f"{value}: a floor, nothing learned does better"
         lead = "" if self.lead is None else f"{100 * self.lead:.1f} % "
-        return f"{value}, {lead}better than the best floor, {self.floor}; {self.significance}"
+        return f"{value}: {lead}better than {self.floor}, {self.significance}"
 
     @property
     def significance(self) -> str:
         """At how many support sizes the best differs significantly from the best floor."""
-        sizes = "support size" if self.cells == 1 else "support sizes"
         if self.better == 0 and self.worse == 0:
-            return "not significant at any support size" if self.cells > 1 else "not significant"
+            return "not significantly"
         if self.cells == 1:
-            return f"significantly {'better' if self.better else 'worse'}"
+            return "significantly so"
         worse = f", worse at {self.worse}" if self.worse else ""
-        return f"significantly better at {self.better} of {self.cells} {sizes}{worse}"
+        return f"significantly at {self.better} of {self.cells} sizes{worse}"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How one algorithm does by one metric beside the best floor of each cell.
+
+    Parameters
+    ----------
+    algorithm : str
+    list : "query" or "catalogue"
+    metric : str
+        Its label.
+    better, level, worse : int
+        Cells in which it is significantly better, not told apart, and significantly worse.
+    """
+
+    algorithm: str
+    list: str
+    metric: str
+    better: int
+    level: int
+    worse: int
+
+    @property
+    def cells(self) -> int:
+        """How many there are."""
+        return self.better + self.level + self.worse
+
+
+def answer(rows: Sequence[Row]) -> list[str]:
+    """What a report says first: a sentence for each learned algorithm, best first, and one on what was counted."""
+    where = f"On {rows[0]['dataset']} ({rows[0]['protocol']})" if rows else ""
+    learned = sorted({row["algorithm"] for row in rows if not row["is_floor"]})
+    if not rows:
+        return ["Nothing was evaluated."]
+    if not learned:
+        return [f"{where}, only floors were run; there is nothing learned to hold against them."]
+    counted = deciding(tallies(rows))
+    if not counted:
+        return [f"{where}, no floor was run beside {', '.join(learned)}: whether they help cannot be said."]
+    totals = [_total(name, [tally for tally in counted if tally.algorithm == name]) for name in learned]
+    totals.sort(key=lambda total: (total.worse - total.better, total.algorithm))
+    first, *others = [_sentence(total) for total in totals]
+    metrics = ", ".join(dict.fromkeys(_metric_name(tally) for tally in counted))
+    return [f"{where}, {first}", *others, f"A cell is a scenario at one support size, by one of {metrics}."]
+
+
+def _total(algorithm: str, parts: Sequence[Tally]) -> Tally:
+    better, level, worse = (
+        sum(getattr(tally, name) for tally in parts) for name in ("better", "level", "worse")
+    )
+    return Tally(algorithm, "", "", better, level, worse)
+
+
+def _sentence(total: Tally) -> str:
+    rest = [f"is not told apart from it in {total.level}"] if total.level else []
+    rest += [f"is worse in {total.worse}"] if total.worse else []
+    beats = f"{total.algorithm} beats the best floor in {total.better} of {total.cells} cells"
+    return ", ".join([beats, " and ".join(rest)] if rest else [beats]) + "."
+
+
+def _metric_name(tally: Tally) -> str:
+    return f"{tally.metric} of the {tally.list}" if "@" in tally.metric else tally.metric
+
+
+def tallies(rows: Iterable[Row]) -> list[Tally]:
+    """Of every learned algorithm and metric that has gains, in the order of the rows."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in mean_over_seeds(rows):
+        if row["gain"] is not None and not row["is_floor"]:
+            groups[row["algorithm"], row["list"], row["metric"]].append(row)
+    return [_tally(key, its) for key, its in groups.items()]
+
+
+def _tally(key: tuple[str, str, str], rows: Sequence[Row]) -> Tally:
+    better, worse = sum(map(is_better, rows)), sum(map(is_worse, rows))
+    return Tally(*key, better=better, level=len(rows) - better - worse, worse=worse)
+
+
+def deciding(counted: Iterable[Tally]) -> list[Tally]:
+    """Those of the metrics that decide which algorithm to use: RMSE, CRPS, NLL and linear nDCG, of the catalogue where
+    there is one; all where there are none of these.
+    """
+    counted = list(counted)
+    by_name = {
+        name: [tally for tally in counted if tally.metric.partition("@")[0] == name] for name in _DECIDING
+    }
+    found = list(chain.from_iterable(by_name.values()))
+    ranked = {tally.list for tally in found if "@" in tally.metric}
+    chosen = min(ranked, default="")  # the catalogue before the query
+    return [tally for tally in found if "@" not in tally.metric or tally.list == chosen] or counted
 
 
 def headlines(rows: Sequence[Row]) -> list[Headline]:
-    """For each question the metric that answers it best among those in `rows`; any metric with gains where none does."""
+    """For each question the metric that answers it best among those in `rows`; one with gains where none does."""
+    have_floors = any(row["is_floor"] for row in rows)
     known = dict.fromkeys(
-        (row["metric"], row["list"]) for row in rows if row["gain"] is not None or not _floors(rows)
+        (row["metric"], row["list"]) for row in rows if row["gain"] is not None or not have_floors
     )
     found = [
         headline
@@ -115,19 +204,13 @@ def headlines(rows: Sequence[Row]) -> list[Headline]:
     return found or [Headline("doing well", name, metric) for metric, name in list(known)[:1]]
 
 
-def _floors(rows: Sequence[Row]) -> bool:
-    return any(row["is_floor"] for row in rows)
-
-
 def _first(question: str, names: Sequence[str], known: Sequence[tuple[str, str]]) -> Headline | None:
     for name in names:
         matching = [(list_name, metric) for metric, list_name in known if metric.partition("@")[0] == name]
         if matching:
             list_name, metric = min(matching)  # the catalogue before the query
-            question = (
-                question if list_name == "catalogue" or "@" not in metric else "putting the query in order"
-            )
-            return Headline(question, list_name, metric)
+            in_query = list_name == "query" and "@" in metric
+            return Headline("putting the query in order" if in_query else question, list_name, metric)
     return None
 
 
@@ -141,6 +224,48 @@ def verdicts(rows: Iterable[Row]) -> list[Verdict]:
             if cells:
                 found.append(_verdict(scenario, headline, cells))
     return found
+
+
+def _verdict(scenario: str, headline: Headline, cells: Sequence[Row]) -> Verdict:
+    means = mean_values(cells)
+    best = next(iter(means))
+    floor_names = {row["algorithm"] for row in cells if row["is_floor"]}
+    floor = next((name for name in means if name in floor_names), None)
+    its = [row for row in cells if row["algorithm"] == best]
+    return Verdict(
+        scenario=scenario,
+        headline=headline,
+        best=best,
+        value=means[best],
+        floor=floor,
+        floor_value=None if floor is None else means[floor],
+        is_floor=best in floor_names,
+        better=sum(map(is_better, its)),
+        worse=sum(map(is_worse, its)),
+        cells=len(its),
+    )
+
+
+def mean_values(cells: Sequence[Row]) -> dict[str, float]:
+    """The mean value over all support sizes of each algorithm that answers at all of them, best first.
+
+    Parameters
+    ----------
+    cells : sequence of Row
+        Of one scenario, list and metric.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in cells:
+        values[row["algorithm"]].append(row["value"])
+    most = max(map(len, values.values()), default=0)
+    means = {name: sum(its) / most for name, its in values.items() if len(its) == most}
+    sign = -1 if cells and cells[0]["higher_is_better"] else 1
+    return dict(sorted(means.items(), key=lambda item: sign * item[1]))
+
+
+def ranked(cells: Sequence[Row]) -> list[str]:
+    """The algorithms in `cells` (as in `mean_values`), best first; last those that do not answer at all sizes."""
+    return list(dict.fromkeys([*mean_values(cells), *(row["algorithm"] for row in cells)]))
 
 
 def scenarios_of(rows: Iterable[Row]) -> list[str]:
@@ -169,35 +294,6 @@ def format_value(value: float) -> str:
     return f"{value:.3f}" if 0.001 <= abs(value) < 100 or value == 0 else f"{value:.4g}"
 
 
-def _verdict(scenario: str, headline: Headline, cells: Sequence[Row]) -> Verdict:
-    by_algorithm: dict[str, list[Row]] = defaultdict(list)
-    for row in cells:
-        by_algorithm[row["algorithm"]].append(row)
-    most = max(len(rows) for rows in by_algorithm.values())
-    means = {
-        name: sum(row["value"] for row in rows) / most
-        for name, rows in by_algorithm.items()
-        if len(rows) == most
-    }
-    choose = max if cells[0]["higher_is_better"] else min
-    best = choose(means, key=means.__getitem__)
-    floors = [name for name in means if by_algorithm[name][0]["is_floor"]]
-    floor = choose(floors, key=means.__getitem__) if floors else None
-    rows = by_algorithm[best]
-    return Verdict(
-        scenario=scenario,
-        headline=headline,
-        best=best,
-        value=means[best],
-        floor=floor,
-        floor_value=None if floor is None else means[floor],
-        is_floor=rows[0]["is_floor"],
-        better=sum(is_better(row) for row in rows),
-        worse=sum(is_worse(row) for row in rows),
-        cells=len(rows),
-    )
-
-
 def is_better(row: Row) -> bool:
     """Whether a row is significantly better than the best floor of its cell."""
     return row["gain_low"] is not None and row["gain_low"] > 0
@@ -208,73 +304,14 @@ def is_worse(row: Row) -> bool:
     return row["gain_high"] is not None and row["gain_high"] < 0
 
 
-def print_summary(report: Report, console: Console) -> None:
-    """Print which algorithm does best in each scenario, and the figures behind it by support size."""
-    rows = mean_over_seeds(report.rows)
-    console.print(_answers(report.rows))
-    for scenario in scenarios_of(rows):
-        console.print(_table(scenario, [row for row in rows if row["scenario"] == scenario], headlines(rows)))
-    console.print(
-        "[green]▲[/] significantly better, [red]▼[/] significantly worse than the best floor of the cell "
-        "(paired bootstrap over entities, Holm-corrected)",
-        style="dim",
-    )
+def best_floors(cells: Iterable[Row]) -> dict[int | None, Row]:
+    """The row of the best floor at each support size.
 
-
-def _answers(rows: Sequence[Row]) -> Table:
-    table = Table(
-        title="What to use", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
-    )
-    table.add_column("scenario", style="bold")
-    table.add_column("for")
-    table.add_column("best")
-    previous = None
-    for verdict in verdicts(rows):
-        name = "" if verdict.scenario == previous else verdict.scenario
-        style = "yellow" if verdict.is_floor else "green" if verdict.better else ""
-        table.add_row(name, verdict.headline.question, Text(verdict.sentence, style=style))
-        previous = verdict.scenario
-    return table
-
-
-def _table(scenario: str, rows: Sequence[Row], shown: Sequence[Headline]) -> Table:
-    sizes = support_sizes(rows)
-    table = Table(
-        title=f"\n{escape(scenario)}, by ratings in the support", title_justify="left", title_style="bold"
-    )
-    table.add_column("metric")
-    table.add_column("algorithm")
-    for size in sizes:
-        table.add_column(support_name(size), justify="right")
-    for headline in shown:
-        cells = [row for row in rows if matches(row, headline)]
-        if cells:
-            _add_section(table, headline, cells, sizes)
-    return table
-
-
-def _add_section(table: Table, headline: Headline, cells: Sequence[Row], sizes: Sequence[int | None]) -> None:
-    arrow = "↑" if cells[0]["higher_is_better"] else "↓"
-    label = f"{headline.metric} {arrow}"
-    for algorithm in dict.fromkeys(row["algorithm"] for row in cells if not row["is_floor"]):
-        its = {row["support"]: row for row in cells if row["algorithm"] == algorithm}
-        table.add_row(label, algorithm, *(_figure(its.get(size)) for size in sizes))
-        label = ""
-    floors = _best_floors(cells)
-    names = {row["algorithm"] for row in floors.values()}
-    if len(names) == 1:
-        table.add_row(
-            label, f"{names.pop()} [dim](best floor)[/]", *(_figure(floors.get(size)) for size in sizes)
-        )
-    elif floors:
-        table.add_row(label, "best floor", *(_figure(floors.get(size)) for size in sizes))
-        table.add_row(
-            "", "", *(f"[dim]{floors[size]['algorithm'] if size in floors else ''}[/]" for size in sizes)
-        )
-    table.add_section()
-
-
-def _best_floors(cells: Sequence[Row]) -> dict[int | None, Row]:
+    Parameters
+    ----------
+    cells : iterable of Row
+        Of one scenario, list and metric.
+    """
     best: dict[int | None, Row] = {}
     for row in cells:
         if row["is_floor"]:
@@ -282,12 +319,3 @@ def _best_floors(cells: Sequence[Row]) -> dict[int | None, Row]:
             if other is None or (row["value"] > other["value"]) == row["higher_is_better"]:
                 best[row["support"]] = row
     return best
-
-
-def _figure(row: Row | None) -> Text:
-    if row is None:
-        return Text("–", style="dim")
-    if row["is_floor"]:
-        return Text(f"{format_value(row['value'])}  ")
-    mark, style = ("▲", "bold green") if is_better(row) else ("▼", "red") if is_worse(row) else (" ", "")
-    return Text(f"{format_value(row['value'])} {mark}", style=style)
