@@ -1,0 +1,208 @@
+"""``python -m benchmarks.quality [--json FILE] [--data DIR]``: does the default algorithm beat the floors?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from metarec.config import RunConfig
+from metarec.evaluation import Row, deciding, mean_over_seeds, tallies
+from metarec.experiment import DEFAULT_ALGORITHM
+
+MOST_SECONDS = 120.0
+MOST_FIT_SECONDS = 30.0
+SEEDS = (0, 1, 2)
+DECIDING = ("rmse", "crps", "nll", "ndcg_linear@5")
+COVERAGE = "interval_coverage@90"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What we mean to reach, what was reached, and whether that is enough."""
+
+    what: str
+    value: float
+    met: bool
+
+
+def main(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results to this file too.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="MovieLens 1M with MetaHIN's splits; default: ml-1m in METAREC_TEST_DATA, where set."
+        ),
+    ] = None,
+) -> None:
+    """Run the default algorithm and all floors, on the embedded data and on MovieLens 1M where it is at hand."""
+    console = Console(highlight=False)
+    results = {"embedded": embedded(RunConfig())}
+    show_embedded(results["embedded"], console)
+    folder = data or _movielens_at_hand()
+    if folder is None:
+        console.print(
+            "MovieLens 1M was left out: no --data, and METAREC_TEST_DATA names no folder that has it."
+        )
+    else:
+        results["movielens"] = movielens(metahin(folder))
+        show_movielens(results["movielens"], console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _movielens_at_hand() -> Path | None:
+    folder = Path(os.environ.get("METAREC_TEST_DATA", "")) / "ml-1m"
+    return folder if "METAREC_TEST_DATA" in os.environ and folder.is_dir() else None
+
+
+def metahin(folder: Path, *, seeds: Sequence[int] = SEEDS, **values: Any) -> RunConfig:
+    """MovieLens 1M by MetaHIN's split, one draw of the query per seed."""
+    return RunConfig.of(
+        {
+            "dataset": {"name": "movielens", "options": {"path": str(folder)}},
+            "protocol": {"name": "metahin", "options": {"path": str(folder / "metahin_splits")}},
+            "metrics": ["mae", *DECIDING, COVERAGE],
+            "seeds": list(seeds),
+            **values,
+        }
+    )
+
+
+def run(config: RunConfig, *arguments: str) -> tuple[float, dict[str, Any]]:
+    """Run the command ``metarec run`` as a user does; give its seconds, all included, and its report."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "run.toml").write_text(config.to_toml(), encoding="utf-8")
+        command = [sys.executable, "-c", "from metarec.cli import main; main()", *arguments]
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [*command, "run", str(folder / "run.toml"), "--out", str(folder / "out")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        seconds = time.perf_counter() - begin
+        if done.returncode:
+            sys.exit(done.stderr.strip())
+        return seconds, json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+
+
+def embedded(config: RunConfig, *arguments: str, algorithm: str = DEFAULT_ALGORITHM) -> dict[str, Any]:
+    """Seconds of the run, and in how many cells the algorithm is better and worse than the best floor."""
+    seconds, report = run(config, *arguments)
+    counted = [tally for tally in deciding(tallies(report["rows"])) if tally.algorithm == algorithm]
+    better, cells = sum(tally.better for tally in counted), sum(tally.cells for tally in counted)
+    worse = sum(tally.worse for tally in counted)
+    targets = [
+        Target(f"metarec run takes at most {MOST_SECONDS:g} s", seconds, seconds <= MOST_SECONDS),
+        Target("no cell is significantly worse than the best floor", worse, worse == 0),
+        Target("most cells are significantly better", better, better > cells / 2),
+    ]
+    return {
+        "algorithm": algorithm,
+        "seconds": seconds,
+        "tallies": [asdict(tally) for tally in counted],
+        "targets": [asdict(target) for target in targets],
+    }
+
+
+def movielens(config: RunConfig, *arguments: str, algorithm: str = DEFAULT_ALGORITHM) -> dict[str, Any]:
+    """Values, paired gains over the best floor and coverage per scenario, means over the seeds; seconds to fit."""
+    _, report = run(config, *arguments)
+    rows = [row for row in mean_over_seeds(report["rows"]) if row["algorithm"] == algorithm]
+    fits = [its["fit_seconds"] for its in report["timings"][algorithm]]
+    fit_seconds = sum(fits) / len(fits)
+    return {
+        "algorithm": algorithm,
+        "seeds": list(config.seeds),
+        "fit_seconds": fit_seconds,
+        "rows": rows,
+        "targets": [asdict(target) for target in _movielens_targets(rows, max(fits))],
+    }
+
+
+def _movielens_targets(rows: Sequence[Row], fit_seconds: float) -> list[Target]:
+    found = {(row["scenario"], row["metric"]): row for row in rows}
+    mae = found["new-user", "mae"]["value"]
+    targets = [
+        Target(f"fits in at most {MOST_FIT_SECONDS:g} s", fit_seconds, fit_seconds <= MOST_FIT_SECONDS),
+        Target("new-user: mae at most 0.700", mae, mae <= 0.7),
+    ]
+    for metric in ("rmse", "mae"):
+        low, high = (
+            found["new-item", metric]["gain_low"] or 0.0,
+            found["new-both", metric]["gain_high"] or 0.0,
+        )
+        targets.append(Target(f"new-item: gain in {metric} excludes zero, from", low, low > 0))
+        targets.append(Target(f"new-both: {metric} not worse, gain up to", high, high >= 0))
+    for scenario in ("new-user", "new-item", "new-both"):
+        share = found[scenario, COVERAGE]["value"]
+        targets.append(
+            Target(f"{scenario}: 90 % intervals hold 88 to 92 % of ratings", share, 0.88 <= share <= 0.92)
+        )
+    return targets
+
+
+def show_embedded(result: dict[str, Any], console: Console) -> None:
+    """Print the cells by metric."""
+    console.print(
+        f"[bold]Embedded data[/]: {result['algorithm']} beside the best floor, {result['seconds']:.1f} s"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("metric", "better", "not told apart", "worse"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for tally in result["tallies"]:
+        table.add_row(tally["metric"], *(str(tally[name]) for name in ("better", "level", "worse")))
+    console.print(table)
+    _show_targets(result["targets"], console)
+
+
+def show_movielens(result: dict[str, Any], console: Console) -> None:
+    """Print the figures by scenario."""
+    draws = f"means over {len(result['seeds'])} draws of the query"
+    name, seconds = result["algorithm"], result["fit_seconds"]
+    console.print(f"[bold]MovieLens 1M, MetaHIN's split[/]: {name}, {draws}; fits in {seconds:.1f} s")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("scenario", "metric", "value", "gain over the best floor", "best floor"):
+        table.add_column(
+            heading, justify="right" if heading in ("value", "gain over the best floor") else "left"
+        )
+    for row in result["rows"]:
+        table.add_row(
+            row["scenario"], row["metric"], f"{row['value']:.4f}", _gain(row), row["best_floor"] or ""
+        )
+    console.print(table)
+    _show_targets(result["targets"], console)
+
+
+def _gain(row: Row) -> str:
+    if row["gain"] is None or row["gain_low"] is None or row["gain_high"] is None:
+        return ""
+    return f"{row['gain']:+.4f} ({row['gain_low']:+.4f} … {row['gain_high']:+.4f})"
+
+
+def _show_targets(targets: Sequence[dict[str, Any]], console: Console) -> None:
+    for target in targets:
+        style, word = ("green", "met") if target["met"] else ("red", "missed")
+        console.print(Text.assemble("  ", (word, style), f"  {target['what']}: {target['value']:.4g}"))
+    console.print()
+
+
+if __name__ == "__main__":
+    typer.run(main)

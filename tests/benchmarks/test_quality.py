@@ -1,0 +1,124 @@
+"""The benchmark of quality, on tiny settings: a plugin takes the place of the default algorithm."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from metarec.config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+PLUGIN = ("--plugin", str(ROOT / "examples" / "shrunk_mean.py"))
+
+
+@pytest.fixture(scope="module")
+def quality() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT)  # benchmarks are not installed
+        return importlib.import_module("benchmarks.quality")
+
+
+def shown(show: Any, result: dict[str, Any]) -> str:
+    console = Console(width=120, force_terminal=False)
+    with console.capture() as capture:
+        show(result, console)
+    return capture.get()
+
+
+def test_embedded_counts_cells_by_metric(quality) -> None:
+    config = RunConfig.of(
+        {
+            "protocol": {"name": "cold-start", "options": {"support_sizes": [0, 5]}},
+            "scenarios": ["new-item"],
+            "algorithms": ["shrunk-mean", "random", "global-mean"],
+            "metrics": list(quality.DECIDING),
+        }
+    )
+    result = quality.embedded(config, *PLUGIN, algorithm="shrunk-mean")
+    assert json.loads(json.dumps(result)) == result
+    assert [tally["metric"] for tally in result["tallies"]] == list(quality.DECIDING)
+    assert all(tally["better"] + tally["level"] + tally["worse"] == 2 for tally in result["tallies"])
+    (rmse,) = (tally for tally in result["tallies"] if tally["metric"] == "rmse")
+    assert (rmse["better"], rmse["worse"]) == (
+        1,
+        0,
+    )  # at no rating it is the global mean, at five it is better
+    assert result["seconds"] > 0
+    text = shown(quality.show_embedded, result)
+    assert "shrunk-mean beside the best floor" in text and "ndcg_linear@5" in text
+
+
+def write_movielens(folder: Path) -> None:
+    """Ratings of 45 users for 60 films by what both are like, and MetaHIN's files that split them in four."""
+    random = np.random.default_rng(0)
+    liking = 3 + random.normal(size=(45, 1)) + random.normal(size=60) + 0.5 * random.normal(size=(45, 60))
+    ratings = np.clip(np.rint(liking), 1, 5).astype(int)
+    lines = [f"{u + 1}::{i + 1}::{ratings[u, i]}::0" for u in range(45) for i in range(60)]
+    (folder / "ratings.dat").write_text("\n".join(lines), encoding="latin-1")
+    (folder / "users.dat").write_text(
+        "\n".join(f"{u + 1}::F::25::3::55117" for u in range(45)), encoding="latin-1"
+    )
+    films = [f"{i + 1}::Film {i} (1990)::Drama|Comedy" for i in range(60)]
+    (folder / "movies.dat").write_text("\n".join(films), encoding="latin-1")
+    parts = {
+        "meta_training": (range(30), range(20)),
+        "warm_up": (range(30), range(20, 40)),
+        "user_cold_testing": (range(30, 45), range(20)),
+        "item_cold_testing": (range(30), range(40, 60)),
+        "user_and_item_cold_testing": (range(30, 45), range(40, 60)),
+    }
+    (folder / "metahin_splits").mkdir()
+    for name, (users, items) in parts.items():
+        pairs = {str(u + 1): [str(i + 1) for i in items] for u in users}
+        (folder / "metahin_splits" / f"{name}.json").write_text(json.dumps(pairs))
+
+
+def test_movielens_has_every_scenario_and_metric(quality, tmp_path) -> None:
+    write_movielens(tmp_path)
+    config = quality.metahin(tmp_path, seeds=[0, 1], algorithms=["shrunk-mean", "global-mean", "random"])
+    result = quality.movielens(config, *PLUGIN, algorithm="shrunk-mean")
+    assert json.loads(json.dumps(result)) == result
+    found = {(row["scenario"], row["metric"]): row for row in result["rows"]}
+    assert {metric for _, metric in found} == {"mae", *quality.DECIDING, quality.COVERAGE}
+    assert {scenario for scenario, _ in found} == {"warm", "new-user", "new-item", "new-both"}
+    assert found["new-user", "rmse"]["gain_low"] > 0  # users differ by one whole star
+    assert len(result["targets"]) == 9
+    text = shown(quality.show_movielens, result)
+    assert "means over 2 draws" in text and "new-user: mae at most 0.700" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({}, []),
+        ({("new-user", "mae"): {"value": 0.71}}, ["new-user: mae at most 0.700"]),
+        ({("new-item", "rmse"): {"gain_low": -0.01}}, ["new-item: gain in rmse excludes zero, from"]),
+        ({("new-both", "mae"): {"gain_high": -0.01}}, ["new-both: mae not worse, gain up to"]),
+        (
+            {("new-item", "interval_coverage@90"): {"value": 0.93}},
+            ["new-item: 90 % intervals hold 88 to 92 % of ratings"],
+        ),
+    ],
+)
+def test_a_target_that_is_missed_is_named(quality, make_row, change, missed) -> None:
+    rows = []
+    for scenario in ("new-user", "new-item", "new-both"):
+        for metric in ("mae", "rmse", quality.COVERAGE):
+            good = {"value": 0.9 if metric == quality.COVERAGE else 0.69, "gain_low": 0.01}
+            rows.append(
+                make_row(scenario=scenario, metric=metric, **good | change.get((scenario, metric), {}))
+            )
+    targets = quality._movielens_targets(rows, 20.0)
+    assert [target.what for target in targets if not target.met] == missed
+
+
+def test_a_run_that_fails_says_why(quality) -> None:
+    with pytest.raises(SystemExit, match="error: unknown algorithm 'nope'"):
+        quality.run(RunConfig.of({"algorithms": ["nope"]}))
