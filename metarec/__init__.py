@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from metarec.build import cmake_prefix_path as cmake_prefix_path
     from metarec.build import get_include as get_include
     from metarec.config import RunConfig as RunConfig
+    from metarec.data import Columns as Columns
     from metarec.data import Dataset as Dataset
     from metarec.data import Entities as Entities
     from metarec.data import RatingScale as RatingScale
+    from metarec.data import from_frame as from_frame
+    from metarec.data import from_matrix as from_matrix
     from metarec.errors import MetarecError as MetarecError
     from metarec.experiment import create_algorithm as create_algorithm
     from metarec.experiment import load_dataset as load_dataset
@@ -42,7 +45,7 @@ _HOMES = {
     "artifact": ("load", "save"),
     "build": ("build_info", "cmake_prefix_path", "get_include"),
     "config": ("RunConfig",),
-    "data": ("Dataset", "Entities", "RatingScale"),
+    "data": ("Columns", "Dataset", "Entities", "RatingScale", "from_frame", "from_matrix"),
     "errors": ("MetarecError",),
     "experiment": ("create_algorithm", "load_dataset", "run_experiment", "split"),
     "hookspecs": ("hookimpl",),

@@ -14,7 +14,7 @@ ROOT = Path(metarec.__file__).parent
 # Each module may import those of the rows above its own, and its own package.
 LAYERS = (
     ("errors", "atomic", "ops"),
-    ("options", "hookspecs", "build"),
+    ("options", "hookspecs", "build", "sealed"),
     ("config", "pluginmanager"),
     ("data",),
     ("features",),

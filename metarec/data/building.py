@@ -75,9 +75,9 @@ class Table:
         DataError
             There is one.
         """
-        wrong = torch.as_tensor(wrong.to_numpy(writable=True)) if isinstance(wrong, pl.Series) else wrong
+        wrong = pl.Series(wrong.numpy()) if isinstance(wrong, Tensor) else wrong
         if wrong.any():
-            row = int(wrong.int().argmax())
+            row = _first(wrong)
             raise DataError(
                 f"{self.at(row, column)}: found {_shown(self.frame[column][row])}, expected {expected}"
             )
@@ -105,6 +105,11 @@ class Columns:
     def of(self, side: Side) -> str:
         """The column with the ids of a side."""
         return self.user if side == "user" else self.item
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [name for name in (self.user, self.item, self.rating, self.time) if name is not None]
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,11 @@ def _checked_ids(table: Table, column: str) -> pl.Series:
             f"{table.source}, column {column!r}: found {ids.dtype}, expected ids (integers or strings)"
         )
     table.check(ids.is_null(), column, "an id")
-    return ids.cast(pl.Int64) if ids.dtype.is_integer() else ids
+    if ids.dtype.is_integer():
+        whole = ids.cast(pl.Int64, strict=False)
+        table.check(whole.is_null(), column, "an id of at most 64 bits, one of them for the sign")
+        return whole
+    return ids
 
 
 def _ratings(table: Table, column: str | None) -> Tensor:
@@ -356,7 +365,9 @@ def _rows(ids: pl.Series, known: pl.Series) -> Tensor:
     """The row of each id in `known`, which are in ascending order."""
     rows = np.arange(len(known), dtype=np.int32)
     span = known[-1] - known[0] + 1 if ids.dtype.is_integer() else 0
-    if 0 < span <= 4 * len(ids):  # a table of all integers between takes a fraction of a join's time and memory
+    if (
+        0 < span <= 4 * len(ids)
+    ):  # a table of all integers between takes a fraction of a join's time and memory
         table = np.empty(span, dtype=np.int32)
         table[(known - known[0]).to_numpy()] = rows
         return torch.from_numpy(table[(ids - known[0]).to_numpy()])
@@ -418,7 +429,7 @@ def _repeated(pair: pl.Series, table: Table, columns: Columns) -> str:
 
 
 def _first(mask: pl.Series) -> int:
-    row = mask.arg_max()
+    row = mask.fill_null(False).arg_max()
     assert row is not None
     return row
 

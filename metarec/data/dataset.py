@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metarec.data.features import Features
+from metarec.errors import ConfigError
 
 Side = Literal["user", "item"]
 
@@ -34,6 +36,11 @@ class RatingScale:
         Distance between neighbouring ratings; None where they are not evenly spaced.
     implicit : bool, default False
         Whether the data hold only what was chosen (every rating is 1) and not how it was liked.
+
+    Raises
+    ------
+    ConfigError
+        The numbers make no scale.
     """
 
     low: float
@@ -41,6 +48,18 @@ class RatingScale:
     relevant_from: float
     step: float | None = None
     implicit: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ConfigError(f"rating scale: low is {self.low:g}, expected less than high, {self.high:g}")
+        if not self.low <= self.relevant_from <= self.high:
+            raise ConfigError(
+                f"rating scale: relevant_from is {self.relevant_from:g}, expected {self.low:g} to {self.high:g}"
+            )
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise ConfigError(
+                f"rating scale: step is {self.step:g}, expected more than 0 and at most {self.high - self.low:g}"
+            )
 
     @classmethod
     def for_implicit(cls) -> RatingScale:
@@ -144,6 +163,33 @@ class Dataset:
     def rows(self, side: Side) -> Tensor:
         """int32 [n]: each interaction's row in the entity table of a side."""
         return self.user if side == "user" else self.item
+
+    def save(self, path: str | Path) -> None:
+        """Write the data set to the folder `path`, whole or not at all; a data set that is there is replaced.
+
+        Encoded features are not written: `metarec.features` makes them again.
+
+        Raises
+        ------
+        DataError
+            The place holds something else or cannot be written.
+        """
+        from metarec.data.saving import save_dataset
+
+        save_dataset(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dataset:
+        """The data set that `save` wrote to the folder `path`.
+
+        Raises
+        ------
+        DataError
+            The folder is missing, is no data set of metarec or a newer one, or a file of it is missing or damaged.
+        """
+        from metarec.data.saving import load_dataset
+
+        return load_dataset(path)
 
     def take(self, interactions: Tensor) -> Dataset:
         """The same entities with only these interactions (int [m] or bool [n])."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import BinaryIO
 
 import polars as pl
 
-from metarec.data.building import SIDES, Columns, Table, spell_integers
+from metarec.data.building import Columns, Table, spell_integers
 from metarec.errors import DataError, unknown_name
 
 SEPARATORS = ("::", "\t", ",", ";", "|")
@@ -55,6 +58,17 @@ class Layout:
     quote: str | None = '"'
 
 
+def read_header(path: Path, layout: Layout = Layout()) -> list[str]:
+    """The names of a text file's columns.
+
+    Raises
+    ------
+    DataError
+        The file is missing, empty or in another encoding, or names a column twice.
+    """
+    return list(_Text.survey(path, layout).names)
+
+
 def read_text(
     path: Path,
     types: Mapping[str, type[pl.DataType]] | None = None,
@@ -72,28 +86,18 @@ def read_text(
     Raises
     ------
     DataError
-        The file is missing, empty, in another encoding or has another separator; a column is missing; a line has too
-        many fields; or a field is not of its column's type.
+        The file is missing, empty, damaged, in another encoding or has another separator; a column is missing; a line
+        has too many fields; or a field is not of its column's type.
     """
-    layout, names = _survey(path, layout)
-    types = dict.fromkeys(names, pl.String) if types is None else types
-    for name in types:
-        _check_column(path, name, names, layout)
-    try:
-        return _parse(path, types, layout, names)
-    except pl.exceptions.PolarsError as error:
-        raise _diagnose(path, types, layout, names) or DataError(f"{path}: {_first_line(error)}") from None
+    text = _Text.survey(path, layout)
+    return text.read(dict.fromkeys(text.names, pl.String) if types is None else types)
 
 
-def read_text_interactions(
-    path: Path,
-    columns: Columns,
-    layout: Layout = Layout(),
-) -> Table:
+def read_text_interactions(path: Path, columns: Columns, layout: Layout = Layout()) -> Table:
     """Read the interactions of a text file; find out whether ids are integers, and what times are.
 
     Ids are integers where all can be read as such and the first thousand have no leading zeros.
-    Times are integers, numbers (rounded down), or dates as in ISO 8601.
+    Times are integers, numbers (rounded down), or dates as in ISO 8601, as the first thousand are.
 
     Parameters
     ----------
@@ -106,24 +110,20 @@ def read_text_interactions(
     DataError
         As for `read_text`.
     """
-    layout, names = _survey(path, layout)
-    wanted = [column for column in (columns.user, columns.item, columns.rating, columns.time) if column]
-    for name in wanted:
-        _check_column(path, name, names, layout)
-    sample = _sample(path, wanted, layout, names)
-    types: dict[str, type[pl.DataType]] = {
-        columns.of(side): pl.Int64 if spell_integers(sample[columns.of(side)]) else pl.String
-        for side in SIDES
+    text = _Text.survey(path, layout)
+    strings: dict[str, type[pl.DataType]] = dict.fromkeys(columns.names, pl.String)
+    sample = text.read(strings, lines=SAMPLE).frame
+    types = strings | {
+        name: pl.Int64 for name in (columns.user, columns.item) if spell_integers(sample[name])
     }
-    if columns.time:
-        types[columns.time] = _time_type(sample[columns.time])
     if columns.rating:
         types[columns.rating] = pl.Float32
+    if columns.time:
+        types[columns.time] = _time_type(sample[columns.time])
     try:
-        table = _parse(path, types, layout, names)
-    except pl.exceptions.PolarsError:
-        types |= {columns.of(side): pl.String for side in SIDES}
-        table = read_text(path, types, layout)
+        table = text.read(types)
+    except DataError:  # perhaps for an id further down that is no integer
+        table = text.read(types | {columns.user: pl.String, columns.item: pl.String})
     return _with_times(table, columns.time) if columns.time else table
 
 
@@ -170,26 +170,133 @@ def typed(table: Table, name: str, dtype: type[pl.DataType]) -> Table:
     return replace(table, frame=table.frame.with_columns(values))
 
 
-def _survey(path: Path, layout: Layout) -> tuple[Layout, list[str]]:
-    """The layout with its separator, and the columns' names."""
-    _check_file(path)
-    with _open(path) as file:
+@dataclass(frozen=True)
+class _Text:
+    """A text file of which the layout is known.
+
+    polars parses it. What it cannot parse is read again as strings, and Python's csv module finds the line of a row
+    that has something wrong: slow, but only a user with a mistake waits for it.
+    """
+
+    path: Path
+    layout: Layout
+    names: tuple[str, ...]
+    before: int
+    """Lines before the first record."""
+
+    @classmethod
+    def survey(cls, path: Path, layout: Layout) -> _Text:
+        """Look at the first lines."""
+        _check_file(path)
+        lines = _lines(path, layout)
+        first = next(lines, "").removeprefix("\ufeff").rstrip("\r\n")
+        if not first:
+            raise DataError(
+                f"{path}: is empty, expected {'a header' if layout.header else 'lines of fields'}"
+            )
+        before = 0
+        if layout.header:
+            before = 1 + sum(1 for _ in takewhile(lambda line: not line.strip("\r\n"), lines))
+        layout = replace(layout, separator=layout.separator or _likely_separator(first))
+        fields = _fields(first, layout)
+        names = layout.names or (fields if layout.header else map(str, range(1, len(fields) + 1)))
+        text = cls(path, layout, tuple(names), before)
+        if len(text.names) != len(fields):
+            raise text.miscounted(1, fields)
+        repeated = [name for name, count in Counter(text.names).items() if count > 1]
+        if repeated:
+            raise DataError(f"{path}, line 1: column {repeated[0]!r} stands there twice, expected once")
+        return text
+
+    @property
+    def separator(self) -> str:
+        assert self.layout.separator is not None
+        return self.layout.separator
+
+    def read(self, types: Mapping[str, type[pl.DataType]], lines: int | None = None) -> Table:
+        """Some columns, of all lines or the first so many."""
+        for name in types:
+            self._check_column(name)
         try:
-            first = file.readline()
-        except (OSError, EOFError) as error:
-            raise DataError(f"{path}: is damaged ({_first_line(error)})") from None
-    line = _decoded(path, 1, first, layout).lstrip("\ufeff").rstrip("\r\n")
-    if not line:
-        raise DataError(f"{path}: is empty, expected {'a header' if layout.header else 'lines of fields'}")
-    layout = replace(layout, separator=layout.separator or _likely_separator(line))
-    fields = _fields(line, layout)
-    names = list(layout.names or (fields if layout.header else map(str, range(1, len(fields) + 1))))
-    if len(names) != len(fields):
-        raise DataError(f"{path}, line 1: found {_count(fields)}, expected {len(names)} ({', '.join(names)})")
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise DataError(f"{path}, line 1: column {repeated[0]!r} stands there twice, expected once")
-    return layout, names
+            return self._parse(types, lines)
+        except (pl.exceptions.PolarsError, OSError):
+            table = self._read_strings(types, lines)
+        for name, dtype in types.items():
+            if dtype != pl.String:
+                table = typed(table, name, dtype)
+        return table
+
+    def _read_strings(self, names: Iterable[str], lines: int | None) -> Table:
+        try:
+            return self._parse(dict.fromkeys(names, pl.String), lines)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            for line, fields in self._records():
+                if len(fields) > len(self.names) or (
+                    line == self.before + 1 and len(fields) < len(self.names)
+                ):
+                    raise self.miscounted(line, fields) from None
+            raise DataError(f"{self.path}: {_first_line(error)}") from None
+
+    def _parse(self, types: Mapping[str, type[pl.DataType]], lines: int | None) -> Table:
+        scan = self._scan(types).select(list(types))
+        frame = (scan if lines is None else scan.head(lines)).collect()
+        table = Table(frame, str(self.path), lambda row: f"line {self._line(row)}")
+        if all(column.null_count() for column in frame):
+            filled = ~frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
+            table = table.take(filled.arg_true().cast(pl.Int64).to_torch())
+        return table
+
+    def miscounted(self, line: int, fields: list[str]) -> DataError:
+        """What to say of a line with the wrong number of fields."""
+        found = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
+        expected = f"expected {len(self.names)} ({', '.join(self.names)})"
+        return DataError(f"{self.path}, line {line}: found {found}, {expected}")
+
+    def _check_column(self, name: str) -> None:
+        if name in self.names:
+            return
+        if len(self.names) == 1:
+            raise DataError(
+                f"{self.path}, line 1: found the single column {self.names[0]!r}, expected {name!r} and others "
+                f"(is {self.separator!r} the right separator?)"
+            )
+        raise DataError(f"{self.path}: {unknown_name('column', name, self.names)}")
+
+    def _scan(self, types: Mapping[str, type[pl.DataType]]) -> pl.LazyFrame:
+        """polars takes UTF-8 and separators of one byte only."""
+        source: Path | bytes = self.path
+        if len(self.separator) > 1:
+            source = _decoded(self.path, self.layout).replace(self.separator, UNIT_SEPARATOR).encode()
+        elif not _is_utf8(self.layout):
+            source = _decoded(self.path, self.layout).encode()
+        return pl.scan_csv(
+            source,
+            schema={name: types.get(name, pl.String) for name in self.names},
+            has_header=False,
+            skip_lines=self.before,
+            separator=self.separator if len(self.separator) == 1 else UNIT_SEPARATOR,
+            quote_char=self.layout.quote if len(self.separator) == 1 else None,
+        )
+
+    def _line(self, row: int) -> int:
+        """Where a record begins, as a text editor counts lines."""
+        return next(islice(self._records(), row, None))[0]
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """The line at which each record begins, and its fields."""
+        lines = islice(_lines(self.path, self.layout), self.before, None)
+        if _is_split(self.layout):
+            for number, line in enumerate(lines, start=self.before + 1):
+                yield number, _fields(line.rstrip("\r\n"), self.layout)
+            return
+        reader = csv.reader(lines, delimiter=self.separator, quotechar=self.layout.quote)
+        begins = self.before + 1
+        try:
+            for fields in reader:
+                yield begins, fields
+                begins = self.before + reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{self.path}, line {begins}: {error}") from None
 
 
 def _check_file(path: Path) -> None:
@@ -199,145 +306,57 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: no such file")
 
 
-def _check_column(path: Path, name: str, names: list[str], layout: Layout) -> None:
-    if name in names:
-        return
-    if len(names) == 1:
-        raise DataError(
-            f"{path}, line 1: found the single column {names[0]!r}, expected {name!r} and others "
-            f"(is {layout.separator!r} the right separator?)"
-        )
-    raise DataError(f"{path}: {unknown_name('column', name, names)}")
-
-
 def _likely_separator(line: str) -> str:
     counts = {separator: line.count(separator) for separator in SEPARATORS}
     return max(counts, key=counts.__getitem__) if any(counts.values()) else ","
 
 
-def _parse(path: Path, types: Mapping[str, type[pl.DataType]], layout: Layout, names: list[str]) -> Table:
-    frame = _scan(path, types, layout, names).select(list(types)).collect()
-    table = Table(frame, str(path), lambda row: f"line {_line(path, layout, row)}")
-    if frame.width and all(column.null_count() for column in frame):
-        filled = ~frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
-        table = table.take(filled.arg_true().cast(pl.Int64).to_torch())
-    return table
-
-
-def _sample(path: Path, wanted: list[str], layout: Layout, names: list[str]) -> pl.DataFrame:
-    strings = dict.fromkeys(names, pl.String)
-    try:
-        return _scan(path, strings, layout, names).select(wanted).head(SAMPLE).collect()
-    except pl.exceptions.PolarsError as error:
-        raise _diagnose(path, strings, layout, names) or DataError(f"{path}: {_first_line(error)}") from None
-
-
-def _scan(
-    path: Path, types: Mapping[str, type[pl.DataType]], layout: Layout, names: list[str]
-) -> pl.LazyFrame:
-    separator = layout.separator or ","
-    return pl.scan_csv(
-        path if _is_plain(layout) else io.BytesIO(_transcoded(path, layout)),
-        schema={name: types.get(name, pl.String) for name in names},
-        has_header=False,
-        skip_rows=int(layout.header),
-        separator=separator if len(separator) == 1 else UNIT_SEPARATOR,
-        quote_char=layout.quote if len(separator) == 1 else None,
-    )
-
-
-def _is_plain(layout: Layout) -> bool:
-    return (
-        layout.encoding.lower().replace("_", "-") in ("utf-8", "utf8", "ascii")
-        and len(layout.separator or ",") == 1
-    )
-
-
-def _transcoded(path: Path, layout: Layout) -> bytes:
-    """The file as polars takes it: UTF-8, with a separator of one byte."""
-    separator = layout.separator or ","
-    with _open(path) as file:
-        data = file.read()
-    try:
-        text = data.decode(layout.encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise _wrong_encoding(path, line, error, layout) from None
-    return (text if len(separator) == 1 else text.replace(separator, UNIT_SEPARATOR)).encode()
-
-
-def _diagnose(
-    path: Path, types: Mapping[str, type[pl.DataType]], layout: Layout, names: list[str]
-) -> DataError | None:
-    """What is wrong with a file that could not be parsed; slow, but only a user with a mistake waits for it."""
-    numeric = {names.index(name): dtype for name, dtype in types.items() if dtype in EXPECTED}
-    try:
-        for line, fields in _records(path, layout):
-            if len(fields) > len(names):
-                return DataError(f"{path}, line {line}: found {_count(fields)}, expected {len(names)}")
-            for position, dtype in numeric.items():
-                text = fields[position] if position < len(fields) else ""
-                if text and not _spells(text, dtype):
-                    return DataError(
-                        f"{path}, line {line}, column {names[position]!r}: found {text!r}, expected {EXPECTED[dtype]}"
-                    )
-    except DataError as error:
-        return error
-    except (OSError, EOFError, csv.Error) as error:
-        return DataError(f"{path}: is damaged ({_first_line(error)})")
-    return None
-
-
-def _spells(text: str, dtype: type[pl.DataType]) -> bool:
-    return pl.Series([text]).cast(dtype, strict=False).null_count() == 0
-
-
-def _line(path: Path, layout: Layout, row: int) -> int:
-    """Where a record begins, as a text editor counts lines."""
-    for record, (line, _) in enumerate(_records(path, layout)):
-        if record == row:
-            return line
-    raise AssertionError("the row came from this file")
-
-
-def _records(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """The line at which each record after the header begins, and its fields."""
-    reader: Iterator[list[str]]
-    with _open(path) as file:
-        lines = (_decoded(path, number, line, layout) for number, line in enumerate(file, start=1))
-        if len(layout.separator or ",") > 1 or layout.quote is None:
-            for number, line in enumerate(lines, start=1):
-                if number > layout.header:
-                    yield number, _fields(line.rstrip("\r\n"), layout)
-            return
-        reader = csv.reader(lines, delimiter=layout.separator or ",", quotechar=layout.quote)
-        before = 0
-        for record, fields in enumerate(reader):
-            if record >= layout.header:
-                yield before + 1, fields
-            before = reader.line_num
+def _is_split(layout: Layout) -> bool:
+    """Whether a field is all that stands between two separators, since nothing encloses any."""
+    return len(layout.separator or "") > 1 or layout.quote is None
 
 
 def _fields(line: str, layout: Layout) -> list[str]:
-    separator = layout.separator or ","
-    if len(separator) > 1 or layout.quote is None:
-        return line.split(separator)
-    return next(csv.reader([line], delimiter=separator, quotechar=layout.quote))
+    assert layout.separator is not None
+    if _is_split(layout):
+        return line.split(layout.separator)
+    return next(csv.reader([line], delimiter=layout.separator, quotechar=layout.quote))
 
 
-def _count(fields: list[str]) -> str:
-    return "1 field" if len(fields) == 1 else f"{len(fields)} fields"
-
-
-def _decoded(path: Path, number: int, line: bytes, layout: Layout) -> str:
+def _is_utf8(layout: Layout) -> bool:
     try:
-        return line.decode(layout.encoding)
+        return codecs.lookup(layout.encoding).name == "utf-8"
     except LookupError:
-        raise DataError(
-            f"{path}: unknown encoding {layout.encoding!r}, expected one that Python knows"
-        ) from None
+        raise DataError(f"unknown encoding {layout.encoding!r}, expected one that Python knows") from None
+
+
+def _lines(path: Path, layout: Layout) -> Iterator[str]:
+    """The lines of a file, with their ends."""
+    if not _is_utf8(layout):
+        yield from io.StringIO(_decoded(path, layout), newline="")
+        return
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield line.decode()
+                except UnicodeDecodeError as error:
+                    raise _wrong_encoding(path, number, error, layout) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is damaged ({_first_line(error)})") from None
+
+
+def _decoded(path: Path, layout: Layout) -> str:
+    """All of a file."""
+    try:
+        with _open(path) as file:
+            data = file.read()
+        return data.decode(layout.encoding)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is damaged ({_first_line(error)})") from None
     except UnicodeDecodeError as error:
-        raise _wrong_encoding(path, number, error, layout) from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _wrong_encoding(path, line, error, layout) from None
 
 
 def _wrong_encoding(path: Path, line: int, error: UnicodeDecodeError, layout: Layout) -> DataError:
@@ -360,7 +379,7 @@ def _all_match(strings: pl.Series, pattern: str) -> bool:
 def _time_type(sample: pl.Series) -> type[pl.DataType]:
     if spell_integers(sample):
         return pl.Int64
-    return pl.Float64 if _all_match(sample, NUMBER) else pl.String
+    return pl.Float64 if _all_match(sample.drop_nulls().head(1), NUMBER) else pl.String
 
 
 def _with_times(table: Table, name: str) -> Table:
