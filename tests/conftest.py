@@ -21,7 +21,7 @@ settings.register_profile("suite", deadline=None, derandomize=True, max_examples
 settings.load_profile("suite")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_dataset() -> Callable[..., Dataset]:
     """A function that draws a small data set with attributes of every kind on both sides."""
     return generate_dataset

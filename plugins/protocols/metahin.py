@@ -101,15 +101,21 @@ class MetaHIN(Protocol):
 
 
 def _interactions(dataset: Dataset, file: Path) -> Tensor:
-    """int64 [m]: the data set's interactions that a file names."""
+    """int64 [m]: the data set's interactions that a file names, each once.
+
+    A film that the user did not rate, or that is named a second time, stands for its twin.
+    """
     pairs = _pairs(file)
+    is_first = pairs.to_struct().is_first_distinct()
     named = _lookup(dataset, pairs)
-    rest = pairs.filter(named.is_null())
+    is_named = named.is_not_null() & is_first
+    rest = pairs.filter(~is_named)
     twins = _lookup(dataset, rest.with_columns(pl.col("item").replace(TWINS)))
     if twins.null_count():
         user, item = rest.filter(twins.is_null()).row(0)
         raise DataError(f"{file}: user {user!r} rated item {item!r} there, not in data set {dataset.name!r}")
-    return torch.from_numpy(pl.concat([named.drop_nulls(), twins]).to_numpy(writable=True))
+    interactions = pl.concat([named.filter(is_named), twins]).unique(maintain_order=True)
+    return torch.from_numpy(interactions.to_numpy(writable=True))
 
 
 def _lookup(dataset: Dataset, pairs: pl.DataFrame) -> pl.Series:
@@ -128,7 +134,7 @@ def _rows(entities: Entities, ids: pl.Series) -> pl.Series:
 
 
 def _pairs(file: Path) -> pl.DataFrame:
-    """``user`` and ``item``, ids as strings: a file's pairs, repeats left out."""
+    """``user`` and ``item``, ids as strings: a file's pairs."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -143,9 +149,7 @@ def _pairs(file: Path) -> pl.DataFrame:
     counts = pl.Series([len(items) for items in content.values()], dtype=pl.Int64)
     items = pl.Series("item", [item for items in content.values() for item in items], strict=False)
     owner = pl.int_range(len(users), eager=True).repeat_by(counts).explode()
-    return pl.DataFrame({"user": users.gather(owner.drop_nulls()), "item": items.cast(pl.String)}).unique(
-        maintain_order=True
-    )
+    return pl.DataFrame({"user": users.gather(owner.drop_nulls()), "item": items.cast(pl.String)})
 
 
 @hookimpl
