@@ -111,7 +111,7 @@ def test_a_film_that_was_not_rated_or_is_named_again_stands_for_its_twin(dataset
     )
     known = {user: items for user, items in by_user(triples).items() if int(user[1:]) < 45}
     named = {user: [811 if item == 860 else item for item in items] for user, items in known.items()}
-    write(tmp_path, {**dict.fromkeys(FILES, {}), "train": named})
+    write(tmp_path, {**{name: {} for name in FILES}, "train": named})
     made = unfold(renamed, MetaHIN(path=tmp_path).split(renamed, seed=0))
     assert Counter(made.train) == Counter(triple for triple in triples if int(triple[0][1:]) < 45)
 
