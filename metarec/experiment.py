@@ -225,12 +225,15 @@ class Experiment:
         return written
 
     def _each(self, steps: Sequence[T], description: str) -> Iterable[T]:
+        """Count the steps, if there are several."""
+        if len(steps) == 1:
+            return steps
         return self.progress.track(steps, description=description, total=len(steps))
 
     @contextmanager
     def _showing(self, description: str) -> Iterator[None]:
-        """Show what is being done, where it takes long."""
-        for _ in self._each([None], description):
+        """Show what is being done."""
+        for _ in self.progress.track([None], description=description, total=1):
             yield
 
 
