@@ -218,10 +218,11 @@ def recommend(
         if name in ratings:
             raise DataError(f"--rate {name} is given twice")
         ratings[name] = _number(value, f"--rate {name}")
+    attributes = _grouped(_pairs(attribute, "--attribute"))
+
     from metarec.artifact import load
 
     recommender = load(artifact, plugins=_plugins())
-    attributes = _grouped(_pairs(attribute, "--attribute"))
     newcomer = recommender.adapt(ratings, attributes, side=side)
     for text in recommender.unseen(attributes, side=side):
         warnings.warn(text, stacklevel=1)

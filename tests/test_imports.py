@@ -24,6 +24,7 @@ LAYERS = (
     ("artifact",),
     ("experiment", "testing", "describe", "progress"),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if "plugins" not in path.relative_to(ROOT).parts]
