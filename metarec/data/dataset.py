@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,6 +51,11 @@ class RatingScale:
     implicit: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(
+                    f"rating scale: {name} is {getattr(self, name):g}, expected a finite number"
+                )
         if not self.low < self.high:
             raise ConfigError(f"rating scale: low is {self.low:g}, expected less than high, {self.high:g}")
         if not self.low <= self.relevant_from <= self.high:
