@@ -115,7 +115,8 @@ class _Components:
         self.rating = train.rating.to(torch.float64)
         self.row = {side: train.rows(side).long() for side in sides}
         self.count = {
-            side: torch.bincount(self.row[side], minlength=len(train.entities(side))) for side in sides
+            side: torch.bincount(self.row[side], minlength=len(train.entities(side))).to(torch.float64)
+            for side in sides
         }
         self.mean = float(self.rating.mean())
         total = max(float(self.rating.var(correction=0)), LEAST_VARIANCE)
