@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, ndcg_score
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score, ndcg_score, precision_score, recall_score
 
 from metarec.data import RatingScale
 from metarec.evaluation import Metric, Scored
@@ -149,6 +150,31 @@ def test_map_of_whole_lists_equals_scikit_learn() -> None:
     )
     expected = [average_precision_score(r >= 4, s) for r, s in zip(ratings, scores, strict=True)]
     np.testing.assert_allclose(metric("map", 20).score(scored), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "oracle"), [("precision", precision_score), ("recall", recall_score)])
+def test_precision_and_recall_equal_scikit_learn(name: str, oracle: Callable[..., float]) -> None:
+    random = np.random.default_rng(2)
+    ratings, scores = random.integers(1, 6, (50, 20)), random.normal(size=(50, 20))
+    ratings[:, 0] = 5
+    scored = Scored.of_query(
+        SCALE, torch.arange(51) * 20, torch.tensor(ratings.ravel()), torch.tensor(scores.ravel())
+    )
+    chosen = scores.argsort(axis=1).argsort(axis=1) >= 20 - 7
+    expected = [oracle(r >= 4, its) for r, its in zip(ratings, chosen, strict=True)]
+    np.testing.assert_allclose(metric(name, 7).score(scored), expected, rtol=1e-12)
+
+
+def test_reciprocal_rank_equals_that_of_scipys_ranks() -> None:
+    random = np.random.default_rng(3)
+    ratings, scores = random.integers(1, 6, (50, 20)), random.normal(size=(50, 20))
+    ratings[:, 0] = 5
+    scored = Scored.of_query(
+        SCALE, torch.arange(51) * 20, torch.tensor(ratings.ravel()), torch.tensor(scores.ravel())
+    )
+    first = np.where(ratings >= 4, rankdata(-scores, axis=1), np.inf).min(axis=1)
+    np.testing.assert_allclose(metric("mrr", 3).score(scored), np.where(first <= 3, 1 / first, 0), rtol=1e-12)
+    np.testing.assert_allclose(metric("hit", 3).score(scored), first <= 3, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PLAIN)
