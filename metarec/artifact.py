@@ -8,8 +8,6 @@ in its state. ``users.safetensors`` and ``items.safetensors`` hold the known ent
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,18 +22,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from metarec.atomic import replacing
 from metarec.data import Block, Features, RatingScale, Side
 from metarec.errors import ArtifactError, ConfigError, DataError
 from metarec.features import SideEncoders
 from metarec.learning import Algorithm
 from metarec.options import first_problem
 from metarec.pluginmanager import PluginManager, plugin_manager
+from metarec.sealed import SealedFolder
 from metarec.serving import Catalogue, Recommender
 
-FORMAT = "metarec-artifact"
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+FOLDER = SealedFolder("metarec-artifact", 1, "artifact", ArtifactError)
 
 
 class _File(BaseModel):
@@ -81,16 +77,11 @@ def save(recommender: Recommender, path: str | Path, *, plugins: PluginManager |
     """
     path = Path(path)
     check_place(path)
-    files, manifest = _contents(recommender, plugins or plugin_manager())
+    values, files = _contents(recommender, plugins or plugin_manager())
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as folder:
-            folder.mkdir()
-            for name, content in files.items():
-                (folder / name).write_bytes(content)
-            (folder / MANIFEST).write_text(_sealed(manifest), encoding="utf-8")
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written: {error.strerror}") from None
+        FOLDER.write(path, values, files)
+    except TypeError as error:
+        raise ArtifactError(f"an option of the algorithm cannot be saved: {error}") from None
 
 
 def load(path: str | Path, *, plugins: PluginManager | None = None) -> Recommender:
@@ -103,8 +94,9 @@ def load(path: str | Path, *, plugins: PluginManager | None = None) -> Recommend
         missing or has an incompatible version.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
-    tensors = {name: _read_tensors(path / name, file) for name, file in manifest.files.items()}
+    values = FOLDER.read_manifest(path)
+    manifest = _valid(path, values)
+    tensors = {name: load_tensors(FOLDER.read_file(path, name, values)) for name in manifest.files}
     try:
         return Recommender(
             algorithm=_algorithm(
@@ -121,7 +113,7 @@ def load(path: str | Path, *, plugins: PluginManager | None = None) -> Recommend
         raise ArtifactError(f"{path}: is no whole artifact: {error.args[0]!r} is missing") from None
 
 
-def _contents(recommender: Recommender, plugins: PluginManager) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _contents(recommender: Recommender, plugins: PluginManager) -> tuple[dict[str, Any], dict[str, bytes]]:
     tensors: dict[str, Tensor] = {}
     state = {name: _node(value, name, tensors) for name, value in recommender.algorithm.state().items()}
     files = {
@@ -129,18 +121,15 @@ def _contents(recommender: Recommender, plugins: PluginManager) -> tuple[dict[st
         "users.safetensors": save_tensors(_columns(recommender.users)),
         "items.safetensors": save_tensors(_columns(recommender.items)),
     }
-    manifest = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+    values = {
         "algorithm": {**_plugin(recommender.algorithm, plugins), "state": state},
         "encoders": recommender.encoders.table(),
         "blocks": {
             c.side: [asdict(b) for b in c.features.blocks] for c in (recommender.users, recommender.items)
         },
         "scale": asdict(recommender.scale),
-        "files": {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()},
     }
-    return files, manifest
+    return values, files
 
 
 def _plugin(algorithm: Algorithm, plugins: PluginManager) -> dict[str, Any]:
@@ -234,17 +223,6 @@ def _line(version: str) -> tuple[str, ...]:
     return tuple(parts[:2] if parts[0] == "0" else parts[:1])
 
 
-def _sealed(manifest: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps({**manifest, "seal": _seal(manifest)}, indent=1, ensure_ascii=False)
-    except TypeError as error:
-        raise ArtifactError(f"an option of the algorithm cannot be saved: {error}") from None
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def check_place(path: Path) -> None:
     """Make sure that an artifact may be written to `path`: that nothing or another artifact is there.
 
@@ -253,51 +231,11 @@ def check_place(path: Path) -> None:
     ArtifactError
         Something else is there.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    try:
-        _raw_manifest(path)
-    except ArtifactError:
-        raise ArtifactError(f"{path}: holds something else than an artifact: it is left alone") from None
+    FOLDER.check_place(path)
 
 
-def _read_manifest(path: Path) -> _Manifest:
-    values = _raw_manifest(path)
-    version = values.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path}: has format version {version}, expected at most {FORMAT_VERSION}: upgrade metarec"
-        )
-    if values.pop("seal", None) != _seal(values):
-        raise ArtifactError(f"{path / MANIFEST}: is damaged: its contents do not fit its checksum")
+def _valid(path: Path, values: Mapping[str, Any]) -> _Manifest:
     try:
         return _Manifest.model_validate(values)
     except ValidationError as error:
-        raise ArtifactError(f"{path / MANIFEST}: {first_problem(error)}") from None
-
-
-def _raw_manifest(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise ArtifactError(f"{path}: no such folder")
-    if not (path / MANIFEST).is_file():
-        raise ArtifactError(f"{path}: is no artifact of metarec: it has no {MANIFEST}")
-    try:
-        values = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path / MANIFEST}: is damaged: {error}") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ArtifactError(f"{path}: is no artifact of metarec: its {MANIFEST} is of something else")
-    return values
-
-
-def _read_tensors(path: Path, expected: _File) -> dict[str, Tensor]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) != expected.bytes:
-        raise ArtifactError(f"{path}: is damaged: it has {len(content)} bytes, expected {expected.bytes}")
-    if hashlib.sha256(content).hexdigest() != expected.sha256:
-        raise ArtifactError(f"{path}: is damaged: its contents do not fit its checksum")
-    tensors: dict[str, Tensor] = load_tensors(content)
-    return tensors
+        raise ArtifactError(f"{path}: {first_problem(error)}") from None

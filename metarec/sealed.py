@@ -26,7 +26,7 @@ class SealedFolder:
     version : int
         The newest version that can be read.
     what : str
-        What messages call it, with its article, such as ``"an artifact"``.
+        What messages call it, such as ``"artifact"``.
     error : type of MetarecError
         What is raised.
     """
@@ -74,7 +74,7 @@ class SealedFolder:
         try:
             self._raw_manifest(path)
         except self.error:
-            raise self.error(f"{path}: holds something else than {self.what}: it is left alone") from None
+            raise self.error(f"{path}: holds something that is no {self.what}: it is left alone") from None
 
     def read_manifest(self, path: Path) -> dict[str, Any]:
         """What the manifest says, without its seal.
@@ -117,13 +117,13 @@ class SealedFolder:
         if not path.is_dir():
             raise self.error(f"{path}: no such folder")
         if not (path / MANIFEST).is_file():
-            raise self.error(f"{path}: is not {self.what} of metarec: it has no {MANIFEST}")
+            raise self.error(f"{path}: is no {self.what} of metarec: it has no {MANIFEST}")
         try:
             values = json.loads((path / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise self.error(f"{path / MANIFEST}: is damaged: {error}") from None
         if not isinstance(values, dict) or values.get("format") != self.format:
-            raise self.error(f"{path}: is not {self.what} of metarec: its {MANIFEST} is of something else")
+            raise self.error(f"{path}: is no {self.what} of metarec: its {MANIFEST} is of something else")
         return values
 
 

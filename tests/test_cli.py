@@ -308,7 +308,7 @@ class TestBadOut:
     def test_something_else_where_an_artifact_would_go(self, program, tmp_path):
         (tmp_path / "artifacts" / "bias").mkdir(parents=True)
         (tmp_path / "artifacts" / "bias" / "thesis.txt").write_text("mine")
-        refused(program(*SMALL, "--out", tmp_path), "holds something else than an artifact")
+        refused(program(*SMALL, "--out", tmp_path), "holds something that is no artifact")
         assert [path.name for path in tmp_path.rglob("*.*")] == ["thesis.txt"]
 
     @pytest.mark.parametrize("before", [False, True], ids=["new", "over an earlier one"])

@@ -15,7 +15,7 @@ from metarec.data.dataset import Dataset, EncoderSpec, Entities, RatingScale
 from metarec.errors import DataError
 from metarec.sealed import SealedFolder
 
-FOLDER = SealedFolder("metarec-dataset", 1, "a data set", DataError)
+FOLDER = SealedFolder("metarec-dataset", 1, "data set", DataError)
 INTERACTIONS = "interactions.parquet"
 IDS = "id"
 ATTRIBUTE = "attribute:"

@@ -96,7 +96,7 @@ def test_a_data_set_replaces_a_data_set_and_nothing_else(
     assert_same(Dataset.load(tmp_path / "data"), second)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("Dear")
-    with pytest.raises(DataError, match="holds something else than a data set: it is left alone"):
+    with pytest.raises(DataError, match="holds something that is no data set: it is left alone"):
         first.save(tmp_path / "letters")
     assert (tmp_path / "letters" / "a.txt").read_text() == "Dear"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "letters"]
@@ -128,7 +128,7 @@ def damage(folder: Path, case: str) -> str:
             return "no such folder"
         case "no manifest":
             manifest.unlink()
-            return "is not a data set of metarec: it has no manifest.json"
+            return "is no data set of metarec: it has no manifest.json"
         case "truncated manifest":
             manifest.write_bytes(manifest.read_bytes()[:-9])
             return "manifest.json: is damaged"
@@ -137,7 +137,7 @@ def damage(folder: Path, case: str) -> str:
             return "manifest.json: is damaged: its contents do not fit its checksum"
         case "foreign":
             edited(folder, lambda values: values.update(format="metarec-artifact"))
-            return "is not a data set of metarec: its manifest.json is of something else"
+            return "is no data set of metarec: its manifest.json is of something else"
         case "newer":
             edited(folder, lambda values: values.update(format_version=99))
             return "has format version 99, expected at most 1: upgrade metarec"
