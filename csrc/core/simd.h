@@ -40,6 +40,76 @@ template <class Real>
   return sum_lanes<Real, kLanes<Real>>(value);
 }
 
+// Values that are stored in another type, or one at a time where Value is no vector.
+template <class Value, class Stored>
+[[gnu::always_inline]] inline Value load_as(const Stored* from) {
+  if constexpr (sizeof(Value) == sizeof(Stored)) {
+    return *from;
+  } else if constexpr (sizeof(Value) == sizeof(float)) {
+    const std::uint32_t bits = std::uint32_t{from->bits} << 16;
+    Value value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  } else if constexpr (sizeof(Stored) == sizeof(std::uint16_t)) {
+    typename VectorOf<std::uint16_t, kLanes<float>>::Type halves;
+    std::memcpy(&halves, from, sizeof(halves));
+    const Vector<std::uint32_t> bits = __builtin_convertvector(halves, Vector<std::uint32_t>) << 16;
+    return reinterpret_cast<Value>(bits);
+  } else {
+    return load(from);
+  }
+}
+
+// The nearest value of 16 bits, the even one of two; a NaN stays one.
+template <class Value>
+[[gnu::always_inline]] inline auto rounded_bits(Value value) {
+  using Bits = std::conditional_t<sizeof(Value) == sizeof(float), std::uint32_t, Vector<std::uint32_t>>;
+  Bits bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const Bits nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16 | 0x40) : nearest;
+}
+
+template <class Value, class Stored>
+[[gnu::always_inline]] inline void store_as(Stored* to, Value value) {
+  if constexpr (sizeof(Value) == sizeof(Stored)) {
+    *to = value;
+  } else if constexpr (sizeof(Value) == sizeof(float)) {
+    to->bits = static_cast<std::uint16_t>(rounded_bits(value));
+  } else if constexpr (sizeof(Stored) == sizeof(std::uint16_t)) {
+    const auto halves =
+        __builtin_convertvector(rounded_bits(value), typename VectorOf<std::uint16_t, kLanes<float>>::Type);
+    std::memcpy(to, &halves, sizeof(halves));
+  } else {
+    store(to, value);
+  }
+}
+
+[[gnu::always_inline]] inline float square_root(float value) { return std::sqrt(value); }
+[[gnu::always_inline]] inline double square_root(double value) { return std::sqrt(value); }
+#if METAREC_VECTOR_BYTES == 64
+[[gnu::always_inline]] inline Vector<float> square_root(Vector<float> value) { return _mm512_sqrt_ps(value); }
+[[gnu::always_inline]] inline Vector<double> square_root(Vector<double> value) { return _mm512_sqrt_pd(value); }
+#elif METAREC_VECTOR_BYTES == 32
+[[gnu::always_inline]] inline Vector<float> square_root(Vector<float> value) { return _mm256_sqrt_ps(value); }
+[[gnu::always_inline]] inline Vector<double> square_root(Vector<double> value) { return _mm256_sqrt_pd(value); }
+#else
+[[gnu::always_inline]] inline Vector<float> square_root(Vector<float> value) {
+  for (int lane = 0; lane < kLanes<float>; ++lane) value[lane] = std::sqrt(value[lane]);
+  return value;
+}
+[[gnu::always_inline]] inline Vector<double> square_root(Vector<double> value) {
+  for (int lane = 0; lane < kLanes<double>; ++lane) value[lane] = std::sqrt(value[lane]);
+  return value;
+}
+#endif
+
+// Fetches what lies at an address that may be past the end of an array.
+[[gnu::always_inline]] inline void prefetch(const void* array, std::size_t offset, std::size_t bytes) {
+  const auto address = reinterpret_cast<std::uintptr_t>(array) + offset;
+  for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const void*>(address + line));
+}
+
 // Bit i says that value i is not below limit i; what is not a number is not.
 [[gnu::always_inline]] inline std::uint32_t reaches(Vector<float> values, Vector<float> limits) {
 #if METAREC_VECTOR_BYTES == 64

@@ -9,6 +9,7 @@
 #include <span>
 
 #include "metarec/parallel.h"
+#include "metarec/rows.h"
 
 namespace metarec::ops {
 
@@ -28,6 +29,12 @@ std::span<Value> mutable_values(const Tensor& tensor) {
 // Asks the dispatcher for a copy only where one is needed: for one small task the question costs more than the work.
 inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Rows of int32 or int64.
+inline Rows rows_of(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::Int) return values<std::int32_t>(tensor);
+  return values<std::int64_t>(tensor);
 }
 
 // Torch's threads.

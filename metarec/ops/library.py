@@ -41,19 +41,24 @@ def register(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
+    mutates: tuple[str, ...] = (),
 ) -> Any:
     """Complete the op that has the name of ``reference`` and give it back, ready to be called.
 
     The schema is the one of ``csrc/ops``; without a native build it is inferred from the annotations of the
-    reference. A device without a kernel of its own runs the reference.
+    reference and the names of the arguments that it ``mutates``. A device without a kernel of its own runs the
+    reference.
     """
     name = reference.__name__
     qualified = f"{NAMESPACE}::{name}"
     if not NATIVE:
-        _library.define(name + torch.library.infer_schema(reference, mutates_args=()))
+        _library.define(name + torch.library.infer_schema(reference, mutates_args=mutates))
 
-    def kernel(*args: Any) -> tuple[Tensor, ...]:
-        return tuple(result.contiguous() for result in reference(*args))
+    def kernel(*args: Any) -> Any:
+        results = reference(*args)
+        if results is None or isinstance(results, Tensor):
+            return None if results is None else results.contiguous()
+        return tuple(result.contiguous() for result in results)
 
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)

@@ -5,13 +5,9 @@
 #include <span>
 
 #include "metarec/parallel.h"
+#include "metarec/similarity.h"
 
 namespace metarec {
-
-enum class Similarity { cosine, dot };
-
-// A vector shorter than this has no direction: its cosine with anything is its dot product over this length.
-inline constexpr double kNormEpsilon = 1e-12;
 
 // How many items lie side by side in the compact codes.
 inline constexpr std::int64_t kCodeGroup = 16;

@@ -1,0 +1,42 @@
+"""``cosine_scores`` with its gradient beside torch's gathers and cosine similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.ops import Case
+from metarec.ops import cosine_scores
+
+USERS, ITEMS, DIM, PAIRS = 100_000, 50_000, 64, 1_000_000
+
+
+def cases() -> Iterator[Case]:
+    """Pairs of a large training batch, popular items more often than others; the gradient of both tables, dense."""
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randn(USERS, DIM, generator=generator).requires_grad_()
+    items = torch.randn(ITEMS, DIM, generator=generator).requires_grad_()
+    user = torch.randint(USERS, (PAIRS,), generator=generator)
+    item = (ITEMS * torch.rand(PAIRS, generator=generator) ** 3).long()
+    gradient = torch.randn(PAIRS, generator=generator)
+
+    def ours() -> tuple[Tensor, ...]:
+        scores = cosine_scores(users, items, user, item)
+        return torch.autograd.grad(scores, (users, items), gradient)
+
+    def by_torch() -> tuple[Tensor, ...]:
+        scores = functional.cosine_similarity(users[user], items[item])
+        return torch.autograd.grad(scores, (users, items), gradient)
+
+    yield Case(
+        f"{PAIRS:,} pairs of {USERS:,} users and {ITEMS:,} items × {DIM}, with gradients",
+        ours=ours,
+        # Both rows of a pair for its score, and each once more for the gradient of the other; the gradients; the pairs.
+        bytes=4 * DIM * (4 * PAIRS + USERS + ITEMS) + 3 * 16 * PAIRS,
+        operations=PAIRS * DIM * (6 + 4),
+        peers={"torch gather + cosine_similarity": by_torch},
+        least_ratio={"torch gather + cosine_similarity": 4},
+    )
