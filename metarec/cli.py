@@ -213,7 +213,7 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend to a newcomer, with ± and the ratings that caused it."""
-    ratings: dict[str | int, float] = {}
+    ratings: dict[str, float] = {}
     for name, value in _pairs(rate, "--rate"):
         if name in ratings:
             raise DataError(f"--rate {name} is given twice")

@@ -57,7 +57,7 @@ class Recommender:
 
     def adapt(
         self,
-        ratings: Mapping[str | int, float] | None = None,
+        ratings: Mapping[Any, float] | None = None,
         attributes: Mapping[str, Any] | None = None,
         *,
         side: Side = "user",
@@ -66,7 +66,7 @@ class Recommender:
 
         Parameters
         ----------
-        ratings : mapping of item to number, optional
+        ratings : mapping of item (str or int) to number, optional
             What the newcomer rated, by id or by name; where feedback is implicit the number is 1.
         attributes : mapping of name to value, optional
             What is known of the newcomer; the rest is missing. Text is converted to the attribute's type.

@@ -65,8 +65,8 @@ class AlgorithmConformance:
 
     @pytest.fixture
     def world(self, feedback: str) -> SmallWorld:
-        """A small world with this feedback."""
-        return small_world(implicit=feedback == "implicit")
+        """A small world with this feedback; a copy for each test, which it may spoil."""
+        return copy.deepcopy(small_world(implicit=feedback == "implicit"))
 
     @pytest.fixture
     def tasks(self, world: SmallWorld, scenario: str) -> Tasks:
@@ -298,7 +298,7 @@ def _fitted(suite: type[AlgorithmConformance], feedback: str, dtype: torch.dtype
     """A copy of the algorithm fitted once for all tests, so that none sees what another did to it."""
     key = suite, feedback, dtype
     if key not in _FITTED:
-        train = small_world(implicit=feedback == "implicit").split.train
+        train = copy.deepcopy(small_world(implicit=feedback == "implicit").split.train)
         _FITTED[key] = _made(suite).fit(train, run=Run(dtype=dtype, seed=1))
     return copy.deepcopy(_FITTED[key])
 
