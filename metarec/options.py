@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, create_model
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, ErrorDetails
 
 from metarec.errors import ConfigError, unknown_name
 
@@ -89,13 +89,22 @@ _EXPECTED = {"too_short": "at least one", "tuple_type": "a list", "path_type": "
 
 def first_problem(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, in one line: where, what was found, what was expected."""
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    expected = _EXPECTED.get(problem["type"], message.partition(", unable to parse")[0])
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    *place, last = problem["loc"]
+    where, expected = ".".join(map(str, problem["loc"])), _expected(problem)
     if problem["type"] == "missing":
         return f"{where} is missing"
+    alike = [p for p in problems if [*p["loc"][:-1]] == place and p["input"] is problem["input"]]
+    if place and isinstance(last, str) and len(alike) > 1:  # each type of a union has a problem of its own
+        where = ".".join(map(str, place))
+        expected = " or ".join(map(_expected, alike))
     return f"{where} is {problem['input']!r}, expected {expected}"
+
+
+def _expected(problem: ErrorDetails) -> str:
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return _EXPECTED.get(problem["type"], message.partition(", unable to parse")[0])
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:

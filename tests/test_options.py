@@ -21,9 +21,10 @@ class Thing:
         limit: Annotated[int, Range(0, 9)] | None = None,
         shares: tuple[Annotated[float, Range(0, 1)], ...] = (),
         mode: Literal["fast", "exact"] = "exact",
+        sizes: tuple[int | Literal["all"], ...] = (),
     ) -> None:
         self.path, self.rank, self.rate, self.limit = path, rank, rate, limit
-        self.shares, self.mode = shares, mode
+        self.shares, self.mode, self.sizes = shares, mode, sizes
 
 
 class Plain:
@@ -31,7 +32,7 @@ class Plain:
 
 
 def test_options_are_shown_in_order_with_type_default_and_range():
-    path, rank, rate, limit, shares, _ = options_of(Thing)
+    path, rank, rate, limit, shares, *_ = options_of(Thing)
     assert (path.name, path.type) == ("path", "pathlib.Path")
     assert rank == Option("rank", "int", 16, Range(1, 64))
     assert rate == Option("rate", "float", 0.01, Range(1e-4, 0.1, log=True))
@@ -62,6 +63,11 @@ def test_given_options_are_converted_to_their_types_and_the_rest_keep_their_defa
         ({"limit": 10}, "limit is 10, expected less than or equal to 9"),
         ({"shares": [0.5, 2.0]}, "shares.1 is 2.0, expected less than or equal to 1"),
         ({"shares": 0.5}, "shares is 0.5, expected a list"),
+        ({"sizes": [3, "al"]}, "sizes.1 is 'al', expected a valid integer or 'all'"),
+        (
+            {"shares": ["x", "x"]},
+            "shares.0 is 'x', expected a valid number",
+        ),
         ({"mode": "slow"}, "mode is 'slow', expected 'fast' or 'exact'"),
         ({"mode": "two\nlines"}, r"mode is 'two\nlines', expected 'fast' or 'exact'"),
     ],

@@ -126,7 +126,7 @@ def test_every_order_is_as_likely():
     assert len(orders) == 6 and all(abs(n - count / 6) < 4 * deviation for n in orders.values())
 
 
-@given(owners, st.integers(1, 3))
+@given(st.lists(st.integers(0, 5), min_size=20, max_size=40), st.integers(1, 3))
 def test_draws_keep_owners_by_size_and_split_their_entries(owner, count):
     rest, queries = draw_queries(torch.tensor(owner, dtype=torch.int64), count, generator(), least=4, most=6)
     sizes = Counter(owner)
