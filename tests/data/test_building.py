@@ -111,6 +111,8 @@ def test_rows_are_counted_in_the_source_where_outliers_were_dropped() -> None:
         ([0, 0.3, 1], RatingScale(0, 1, relevant_from=0.75)),
         ([-10.0, 9.9, -9.7], RatingScale(-10, 9.9, relevant_from=4.925)),
         (list(range(101)), RatingScale(0, 100, relevant_from=75, step=1)),
+        ([0, 1, 100], RatingScale(0, 100, relevant_from=75, step=1)),
+        ([0, 1, 101], RatingScale(0, 101, relevant_from=75.75)),
         (list(range(102)), RatingScale(0, 101, relevant_from=75.75)),
     ],
 )

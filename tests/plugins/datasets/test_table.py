@@ -123,6 +123,33 @@ def test_every_form_of_text_gives_the_same(tmp_path: Path, ratings: Path, form: 
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        ("7", "8", [7, 8]),
+        ("7", "007", ["007", "7"]),
+        ("-1", "0", [-1, 0]),
+        ("7", str(2**63 - 1), [7, 2**63 - 1]),
+        ("7", str(2**63), ["7", str(2**63)]),
+        ("7", "x", ["7", "x"]),
+    ],
+)
+def test_ids_are_integers_where_all_are_written_as_such(
+    tmp_path: Path, first: str, last: str, expected: list[Any]
+) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text(f"user,item,rating\n{first},i,1\n{last},i,2\n")
+    assert load_dataset("table", path=path).users.ids.to_list() == expected
+
+
+def test_an_id_far_down_may_be_the_first_that_is_no_integer(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    lines = [f"{row},7,{row % 5}" for row in range(3000)]
+    path.write_text("\n".join(["user,item,rating", *lines, "x,7,3"]))
+    users = load_dataset("table", path=path).users.ids
+    assert users.to_list() == sorted([*map(str, range(3000)), "x"])
+
+
 def test_parquet_gives_the_same_as_text(tmp_path: Path, ratings: Path) -> None:
     path = tmp_path / "ratings.parquet"
     pl.read_csv(ratings).with_columns(pl.lit("more").alias("other")).write_parquet(path)
