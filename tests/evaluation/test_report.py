@@ -115,7 +115,7 @@ def test_a_small_but_steady_gain_is_significant_since_it_is_paired() -> None:
 def test_tasks_of_one_entity_are_resampled_together() -> None:
     """Two entities with two opposite tasks each: every resample has the same mean."""
     its = evaluation(
-        "a", False, {("catalogue", "ndcg_linear@5"): score([0.0, 1.0, 1.0, 0.0])}, torch.tensor([7, 7, 9, 9])
+        "a", False, {("catalogue", "ndcg_linear@5"): score([0.0, 1.0, 0.8, 0.2])}, torch.tensor([7, 7, 9, 9])
     )
     row = rows_of(its)["a", "ndcg_linear@5"]
     assert (row["low"], row["value"], row["high"], row["entities"]) == (0.5, 0.5, 0.5, 2)

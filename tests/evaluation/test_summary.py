@@ -104,6 +104,14 @@ def test_values_are_averaged_over_seeds_and_sizes_best_first(make_row) -> None:
     assert ranked([row for row in made if row["seed"] == 0]) == ["low", "new", "partial"]
 
 
+def test_the_best_is_the_highest_where_higher_is_better(make_row) -> None:
+    made = [
+        make_row(algorithm=f"new-{value}", value=value, higher_is_better=True) for value in (2.0, 3.0, 1.0)
+    ]
+    assert list(mean_values(made)) == ["new-3.0", "new-2.0", "new-1.0"]
+    assert verdicts(made)[0].best == "new-3.0"
+
+
 def test_the_best_floor_follows_the_direction_of_the_metric(make_row) -> None:
     made = [make_row(algorithm=f"floor-{value}", value=value) for value in (2.0, 1.0, 3.0)]
     assert best_floors(made)[3]["algorithm"] == "floor-1.0"
