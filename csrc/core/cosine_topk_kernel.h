@@ -171,7 +171,7 @@ inline void search_tiles(const Search<float>& search, std::int64_t first_query, 
 inline void encode_group(std::int64_t dim, const float* items, const double* lengths, int count, std::int8_t* codes,
                          float* scales, float* errors) {
   const std::int64_t pairs = (dim + 1) / 2;
-  std::memset(codes, 0, static_cast<std::size_t>(pairs * kCodeGroup * 2));
+  std::fill(codes, codes + pairs * kCodeGroup * 2, std::int8_t(0));
   for (int i = 0; i < kCodeGroup; ++i) scales[i] = errors[i] = 0;
   for (int i = 0; i < count; ++i) {
     const float* item = items + i * dim;

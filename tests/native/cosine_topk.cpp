@@ -1,0 +1,167 @@
+// The search against sorting all scores.
+#include "metarec/cosine_topk.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "checks.h"
+
+namespace {
+
+using metarec::Similarity;
+
+template <class Real>
+struct Items {
+  std::int64_t dim;
+  std::vector<Real> values;
+  std::vector<double> norms;
+  double largest_norm;
+  std::vector<std::int8_t> codes;
+  std::vector<float> code_bounds;
+
+  Items(std::int64_t dim, std::vector<Real> items, std::int64_t count, Similarity similarity, bool compact,
+        const metarec::Parallel& parallel)
+      : dim(dim), values(std::move(items)), norms(count) {
+    largest_norm = metarec::item_norms<Real>(dim, values, norms, parallel);
+    if constexpr (sizeof(Real) == sizeof(float)) {
+      const std::int64_t groups = compact ? (count + metarec::kCodeGroup - 1) / metarec::kCodeGroup : 0;
+      codes.resize(groups * ((dim + 1) / 2) * metarec::kCodeGroup * 2);
+      code_bounds.resize(groups * 2 * metarec::kCodeGroup);
+      if (compact) metarec::encode_items(dim, values, norms, similarity, codes, code_bounds, parallel);
+    }
+  }
+
+  metarec::ItemTable<Real> table() const { return {dim, values, norms, largest_norm, codes, code_bounds}; }
+};
+
+template <class Real>
+struct Best {
+  std::vector<Real> scores;
+  std::vector<std::int64_t> rows;
+  bool operator==(const Best&) const = default;
+};
+
+template <class Real>
+Best<Real> search(const std::vector<Real>& queries, std::int64_t count, const Items<Real>& items, std::int64_t k,
+                  const metarec::Excluded& excluded, Similarity similarity, const metarec::Parallel& parallel = {}) {
+  Best<Real> best{std::vector<Real>(count * k), std::vector<std::int64_t>(count * k)};
+  metarec::cosine_topk<Real>(queries, items.table(), k, excluded, similarity, best.scores, best.rows, parallel);
+  return best;
+}
+
+// Integers, so that every sum is exact and many scores are equal.
+template <class Real>
+std::vector<Real> integers(std::int64_t count, unsigned seed) {
+  std::vector<Real> values = normal<Real>(count, seed);
+  for (Real& value : values) value = std::round(value);
+  return values;
+}
+
+template <class Real>
+Best<Real> sort_all(const std::vector<Real>& queries, std::int64_t count, const Items<Real>& items, std::int64_t k,
+                    const metarec::Excluded& excluded, Similarity similarity) {
+  const std::int64_t dim = items.dim, rows = std::ssize(items.norms);
+  Best<Real> best;
+  for (std::int64_t q = 0; q < count; ++q) {
+    const auto dot = [dim](const Real* left, const Real* right) {
+      double total = 0;
+      for (std::int64_t d = 0; d < dim; ++d) total += static_cast<double>(left[d]) * right[d];
+      return total;
+    };
+    const Real* query = queries.data() + q * dim;
+    std::vector<Real> scores;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const Real* item = items.values.data() + row * dim;
+      double score = dot(query, item);
+      if (similarity == Similarity::cosine) {
+        score /= std::max(std::sqrt(dot(query, query)), 1e-12) * std::max(std::sqrt(dot(item, item)), 1e-12);
+      }
+      scores.push_back(static_cast<Real>(score));
+    }
+    std::vector<std::int64_t> order(rows);
+    std::iota(order.begin(), order.end(), 0);
+    for (std::int64_t j = excluded.offsets[q]; j < excluded.offsets[q + 1]; ++j) std::erase(order, excluded.rows[j]);
+    std::ranges::stable_sort(order, [&](std::int64_t a, std::int64_t b) { return scores[a] > scores[b]; });
+    for (std::int64_t i = 0; i < k; ++i) {
+      const bool there = i < std::ssize(order);
+      best.rows.push_back(there ? order[i] : -1);
+      best.scores.push_back(there ? scores[order[i]] : -std::numeric_limits<Real>::infinity());
+    }
+  }
+  return best;
+}
+
+template <class Real>
+void test_equals_sorting_all() {
+  for (const std::int64_t dim : {0, 1, 7, 33}) {
+    for (const std::int64_t count : {1, 15, 17, 300}) {
+      for (const std::int64_t queries : {1, 3, 16, 40}) {
+        for (const Similarity similarity : {Similarity::dot, Similarity::cosine}) {
+          const std::int64_t k = std::min<std::int64_t>(count, 9);
+          std::vector<std::int64_t> offsets{0}, rows;
+          for (std::int64_t q = 0; q < queries; ++q) {
+            rows.push_back(q % count);
+            rows.push_back((5 * q + 2) % count);
+            offsets.push_back(std::ssize(rows));
+          }
+          const metarec::Excluded excluded{offsets, rows};
+          const std::vector<Real> left = integers<Real>(queries * dim, 1);
+          for (const bool compact : {false, true}) {
+            const Items<Real> items(dim, integers<Real>(count * dim, 2), count, similarity, compact, {});
+            CHECK(search(left, queries, items, k, excluded, similarity) ==
+                  sort_all(left, queries, items, k, excluded, similarity));
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class Real>
+void test_threads_change_nothing() {
+  constexpr std::int64_t dim = 24, count = 9'000;
+  for (const std::int64_t queries : {1, 5, 300}) {
+    const std::vector<Real> left = normal<Real>(queries * dim, 1);
+    for (const bool compact : {false, true}) {
+      const Items<Real> one(dim, normal<Real>(count * dim, 2), count, Similarity::cosine, compact, {});
+      const Items<Real> four(dim, one.values, count, Similarity::cosine, compact, threads(4));
+      CHECK(one.norms == four.norms && one.codes == four.codes && one.code_bounds == four.code_bounds);
+      CHECK(search(left, queries, one, 11, {}, Similarity::cosine) ==
+            search(left, queries, four, 11, {}, Similarity::cosine, threads(4)));
+    }
+  }
+}
+
+void test_what_is_no_number_is_not_found() {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  for (const bool compact : {false, true}) {
+    for (const std::int64_t queries : {1, 40}) {
+      const Items<float> items(2, {1, 2, nan, 1, infinity, -infinity, 3, 4}, 4, Similarity::cosine, compact, {});
+      const Best<float> best = search(std::vector<float>(queries * 2, 1.0f), queries, items, 4, {}, Similarity::cosine);
+      CHECK((std::vector(best.rows.begin(), best.rows.begin() + 4) == std::vector<std::int64_t>{3, 0, -1, -1}));
+    }
+  }
+}
+
+void test_bad_arguments_throw() {
+  const Items<float> items(1, {1, 2, 3}, 3, Similarity::dot, false, {});
+  const std::vector<std::int64_t> ends{0, 1}, backwards{1, 0}, outside{3};
+  check_throws([&] { search({1.0f}, 1, items, 1, {ends, outside}, Similarity::dot); },
+               "excluded rows must be from 0 to 2, got 3");
+  check_throws([&] { search({1.0f}, 1, items, 1, {backwards, outside}, Similarity::dot); },
+               "excluded offsets must ascend from 0 to 1");
+}
+
+}  // namespace
+
+// With an argument only what threads do, for the sanitizer that is slow.
+int main(int count, char**) {
+  test_threads_change_nothing<float>();
+  test_threads_change_nothing<double>();
+  if (count > 1) return 0;
+  test_equals_sorting_all<float>();
+  test_equals_sorting_all<double>();
+  test_what_is_no_number_is_not_found();
+  test_bad_arguments_throw();
+}
