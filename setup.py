@@ -1,7 +1,8 @@
 """Builds the native kernels; everything else is in pyproject.toml.
 
 Switches, as environment variables: METAREC_CPP=0 leaves the native kernels out, METAREC_CUDA=auto|0|1 chooses CUDA,
-METAREC_DEBUG=1 keeps symbols and assertions; CXX and MAX_JOBS mean what they mean elsewhere.
+METAREC_DEBUG=1 keeps symbols and assertions; CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST and MAX_JOBS mean what they mean
+elsewhere.
 """
 
 import json
@@ -53,6 +54,8 @@ def configure() -> dict[str, object]:
         "METAREC_DEBUG": debug,
         "MAX_JOBS": int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1),
         "CXX": compiler,
+        "CUDA_HOME": os.environ.get("CUDA_HOME"),
+        "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST"),
         "torch": TORCH.version if TORCH else None,
     }
 
@@ -122,7 +125,7 @@ setup(
     package_dir={"metarec.plugins": "plugins", "metarec.csrc": "csrc"},
     package_data={
         "": ["*.html", "*.css", "*.json", "py.typed"],
-        "metarec.plugins": ["**/*.parquet", "**/*.json", "**/*.html", "**/*.css"],
+        "metarec.plugins": ["**/*.parquet", "**/*.md", "**/*.json", "**/*.html", "**/*.css"],
         "metarec.csrc": ["CMakeLists.txt", "cmake/*", "include/metarec/*.h", "core/*"],
     },
     include_package_data=False,
