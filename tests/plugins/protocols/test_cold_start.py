@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -94,6 +95,15 @@ def test_queries_are_the_same_for_all_sizes_and_supports_are_beginnings(made, sc
         assert cell.query == largest.query
         expected = {name: part if size == "all" else part[:size] for name, part in largest.support.items()}
         assert cell.support == expected
+
+
+@pytest.mark.parametrize("scenario", NEW)
+def test_supports_are_in_random_order(made, scenario):
+    """Not in that of the data, which may be by time: of neighbours, either is first half the time."""
+    place = {triple: number for number, triple in enumerate(made.everything)}
+    supports = made.cells(scenario)[-1].support.values()
+    rises = [place[a] < place[b] for part in supports for a, b in pairwise(part)]
+    assert len(rises) > 30 and sum(rises) / len(rises) == pytest.approx(0.5, abs=2 / len(rises) ** 0.5)
 
 
 @pytest.mark.parametrize(("scenario", "side"), [("new-user", 0), ("new-item", 1)])
@@ -189,7 +199,7 @@ def test_one_seed_gives_one_split_and_another_seed_another(make_dataset, unfold)
 
 def test_shares_and_least_sizes_are_options(make_dataset, unfold):
     dataset = make_dataset(users=70, items=60)
-    protocol = ColdStart(new_users=0.5, new_items=0.0, query=0.25, warm_query=0.0, min_support=0, min_query=1)
+    protocol = ColdStart(new_users=0.5, new_items=0.0, query=0.25, warm_query=0.0, min_support=0, min_query=8)
     made = unfold(dataset, protocol.split(dataset, seed=0))
     assert made.scenarios == ["new-user"]
     assert len(made.known_users) == 35 and made.known_items == set(dataset.items.ids.to_list())
@@ -197,8 +207,11 @@ def test_shares_and_least_sizes_are_options(make_dataset, unfold):
     cell = made.cells("new-user")[-1]
     ratings = Counter(user for user, _, _ in made.everything)
     assert {user: len(part) for user, part in cell.query.items()} == {
-        user: ratings[user] // 4 for user in ratings if user not in made.known_users and ratings[user] >= 4
+        user: count // 4
+        for user, count in ratings.items()
+        if user not in made.known_users and count // 4 >= 8
     }
+    assert 8 in {len(part) for part in cell.query.values()}
 
 
 def test_an_entity_without_a_training_rating_is_in_no_query(make_dataset, unfold):
