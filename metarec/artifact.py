@@ -134,7 +134,7 @@ def _contents(recommender: Recommender, plugins: PluginManager) -> tuple[dict[st
 
 def _plugin(algorithm: Algorithm, plugins: PluginManager) -> dict[str, Any]:
     name = algorithm.name
-    if plugins.algorithms.get(name) is not type(algorithm):
+    if name not in plugins.algorithms or plugins.algorithms[name] is not type(algorithm):
         raise ArtifactError(
             f"algorithm {name!r} is registered by no plugin: an artifact of it could not be loaded"
         )
@@ -206,7 +206,8 @@ def _algorithm(fitted: _Fitted, tensors: Mapping[str, Tensor], plugins: PluginMa
     if fitted.name not in plugins.algorithms:
         version = f" {fitted.plugin_version}" if fitted.plugin_version else ""
         raise ArtifactError(
-            f"needs the plugin {fitted.plugin!r}{version} for algorithm {fitted.name!r}: it is not loaded"
+            f"needs the plugin {fitted.plugin!r}{version} for algorithm {fitted.name!r}: "
+            "it is not loaded (it may be installed, or named by --plugin)"
         )
     installed = plugins.version(plugins.algorithms.owner(fitted.name))
     if fitted.plugin_version and installed and _line(fitted.plugin_version) != _line(installed):

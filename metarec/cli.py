@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(app(rest or ["--help"], prog_name="metarec", standalone_mode=False) or 0)
     except MetarecError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except _USAGE_ERROR as error:
         _fail(" ".join(error.format_message().split()))  # type: ignore[attr-defined]
     except (typer.Abort, KeyboardInterrupt):
