@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, create_model
 from pydantic_core import CoreSchema, ErrorDetails
@@ -48,12 +48,11 @@ class Option:
 
 
 def options_of(cls: type) -> list[Option]:
-    """The options of a plugin class, in the order of its ``__init__``."""
-    hints = _hints(cls)
-    return [
-        Option(name, _type_name(hints[name]), parameter.default, _range(hints[name]))
-        for name, parameter in _parameters(cls).items()
-    ]
+    """The options of a plugin class, in the order of its ``__init__``.
+
+    An option whose type is a dataclass is a group: its fields are shown as ``group.field``.
+    """
+    return [option for name in _parameters(cls) for option in _shown(cls, name)]
 
 
 def build(cls: type[T], given: Mapping[str, Any], *, what: str) -> T:
@@ -73,12 +72,9 @@ def build(cls: type[T], given: Mapping[str, Any], *, what: str) -> T:
     ConfigError
         An unknown option (with the nearest right one), a missing one, a wrong type or a value out of range.
     """
-    known = _parameters(cls)
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"{what}: {unknown_name('option', name, known)}")
+    _check_names(cls, given, what)
     try:
-        valid = _model(cls)(**given)
+        valid = _model(cls)(**_completed(cls, given))
     except ValidationError as error:
         raise ConfigError(f"{what}: {first_problem(error)}") from None
     return cls(**{name: getattr(valid, name) for name in valid.model_fields_set})
@@ -107,12 +103,42 @@ def _expected(problem: ErrorDetails) -> str:
     return _EXPECTED.get(problem["type"], message.partition(", unable to parse")[0])
 
 
+def _check_names(cls: type, given: Mapping[str, Any], what: str) -> None:
+    known = _parameters(cls)
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(f"{what}: {unknown_name('option', name, known)}")
+        if is_dataclass(group := _hints(cls)[name]) and isinstance(value, Mapping):
+            _check_names(cast(type, group), value, f"{what}: {name}")
+
+
+def _completed(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, the part of a group that it names completed with this class's default for the rest."""
+    known = _parameters(cls)
+    return {
+        name: {**vars(known[name].default), **value}
+        if is_dataclass(known[name].default) and isinstance(value, Mapping)
+        else value
+        for name, value in given.items()
+    }
+
+
+def _shown(cls: type, name: str) -> list[Option]:
+    hint, default = _hints(cls)[name], _parameters(cls)[name].default
+    if not is_dataclass(hint):
+        return [Option(name, _type_name(hint), default, _range(hint))]
+    return [
+        Option(f"{name}.{one.name}", one.type, getattr(default, one.name, one.default), one.range)
+        for one in options_of(cast(type, hint))
+    ]
+
+
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     if _init(cls) is object.__init__:
         return {}
     parameters = dict(inspect.signature(cls).parameters)
     for name, parameter in parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and not is_dataclass(cls):
             raise ConfigError(f"{cls.__qualname__}.__init__: {name} must be keyword-only")
     return parameters
 

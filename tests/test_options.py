@@ -1,5 +1,6 @@
 """Options of plugins are what stands in ``__init__``: shown as such, validated, and wrong ones said in one line."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +30,42 @@ class Thing:
 
 class Plain:
     pass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    epochs: Annotated[int, Range(1, 9)] = 3
+    rate: float = 0.5
+
+
+class Learner:
+    def __init__(self, *, schedule: Schedule = Schedule(epochs=7)) -> None:
+        self.schedule = schedule
+
+
+def test_a_dataclass_is_a_group_of_options():
+    shown = [(option.name, option.type, option.default) for option in options_of(Learner)]
+    assert shown == [("schedule.epochs", "int", 7), ("schedule.rate", "float", 0.5)]
+    assert options_of(Learner)[0].range == Range(1, 9)
+    given = {"schedule": {"rate": 2}}
+    assert build(Learner, given, what="learner").schedule == Schedule(7, 2.0), (
+        "the class's own default for the rest"
+    )
+    assert build(Learner, {"schedule": Schedule(1)}, what="learner").schedule == Schedule(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"rtae": 1}, "learner: schedule: unknown option 'rtae': did you mean 'rate'?"),
+        ({"epochs": 0}, "learner: schedule.epochs is 0, expected greater than or equal to 1"),
+        ({"rate": "fast"}, "learner: schedule.rate is 'fast', expected a valid number"),
+    ],
+)
+def test_wrong_options_of_a_group_are_named(given, expected):
+    with pytest.raises(ConfigError) as caught:
+        build(Learner, {"schedule": given}, what="learner")
+    assert str(caught.value) == expected
 
 
 def test_options_are_shown_in_order_with_type_default_and_range():
@@ -99,7 +136,10 @@ REGISTERED = [(kind, name) for kind, things in plugin_manager().registries.items
 def test_defaults_of_every_built_in_plugin_pass_their_own_checks(kind, name):
     thing = plugin_manager().registries[kind][name]
     options = options_of(thing)
-    given = {option.name: option.default for option in options}
+    given = {}
+    for option in options:
+        group, _, field = option.name.rpartition(".")
+        (given.setdefault(group, {}) if group else given)[field] = option.default
     required = {"path": "somewhere"} if "path" in given else {}
     made = plugin_manager().registries[kind].create(name, **(given | required))
     assert isinstance(made, thing)
