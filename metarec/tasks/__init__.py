@@ -2,6 +2,7 @@
 
 from metarec.tasks.building import Partition, SupportSize, draw_queries, random_places, support_curve
 from metarec.tasks.protocol import SCENARIOS, Cell, Protocol, Split
+from metarec.tasks.sampling import Sampling, TaskSampler
 from metarec.tasks.task import EntityRows, Query, Ragged, Support, Tasks
 
 __all__ = [
@@ -12,9 +13,11 @@ __all__ = [
     "Protocol",
     "Query",
     "Ragged",
+    "Sampling",
     "Split",
     "Support",
     "SupportSize",
+    "TaskSampler",
     "Tasks",
     "draw_queries",
     "random_places",

@@ -1,0 +1,130 @@
+"""Training tasks against the data set that they are drawn from."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from metarec.tasks import Sampling, Tasks, TaskSampler
+from metarec.testing.world import small_world
+
+
+def sampler(*, implicit: bool = False, sides=("user", "item"), **options) -> TaskSampler:
+    train = small_world(implicit=implicit).split.train
+    return TaskSampler(train, sides, Sampling(**options), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def epoch(drawn: TaskSampler, seed: int = 0) -> list[Tasks]:
+    return list(drawn.epoch(torch.Generator().manual_seed(seed)))
+
+
+def rated(tasks: Tasks, part: str) -> list[tuple[int, int, float]]:
+    """(entity, partner, rating) of each entry of the support or query, partners as rows of the training set."""
+    lists = getattr(tasks, part)
+    rating = tasks.support.rating if part == "support" else tasks.rating
+    count = len(tasks.candidates)
+    entity = tasks.entity[lists.owner]
+    return list(zip(entity.tolist(), (lists.partner % count).tolist(), rating.tolist(), strict=True))
+
+
+def training_ratings(side: str) -> set[tuple[int, int, float]]:
+    train = small_world().split.train
+    pairs = (train.user, train.item) if side == "user" else (train.item, train.user)
+    return set(zip(pairs[0].tolist(), pairs[1].tolist(), train.rating.tolist(), strict=True))
+
+
+def test_an_epoch_has_each_entity_once_and_only_its_ratings():
+    batches = epoch(sampler(tasks=7))
+    for side, count in (("user", 48), ("item", 32)):
+        mine = [tasks for tasks in batches if tasks.support.side == side]
+        assert sorted(torch.cat([tasks.entity for tasks in mine]).tolist()) == list(range(count))
+        for tasks in mine:
+            support, query = rated(tasks, "support"), rated(tasks, "query")
+            assert {*support, *query} <= training_ratings(side)
+            assert len({*support, *query}) == len(support) + len(query), "no rating is in both, or twice"
+    assert len(batches) == len(sampler(tasks=7)) == 7 + 5
+
+
+def test_sizes_are_within_bounds_and_every_query_has_a_rating():
+    batches = epoch(sampler(max_support=4, max_query=3))
+    supports = torch.cat([tasks.support.counts for tasks in batches])
+    queries = torch.cat([tasks.query.counts for tasks in batches])
+    assert supports.max() == 4 and supports.min() == 0
+    assert queries.max() == 3 and queries.min() >= 1
+
+
+def test_support_sizes_are_log_uniform():
+    drawn = sampler(sides=("user",), tasks=48, max_support=3)
+    sizes = Counter(
+        size for seed in range(200) for t in epoch(drawn, seed) for size in t.support.counts.tolist()
+    )
+    total = sum(sizes.values())
+    expected = [math.log((size + 2) / (size + 1), 5) for size in range(4)]
+    assert [sizes[size] / total for size in range(4)] == pytest.approx(expected, abs=0.02)
+
+
+def test_entities_are_new_and_partners_in_the_shares_asked_for():
+    drawn = sampler(sides=("user",), tasks=48, new_partners=0.5)
+    kinds: Counter[tuple[bool, bool]] = Counter()
+    for seed in range(50):
+        for tasks in epoch(drawn, seed):
+            assert (tasks.support.entities.rows == -1).all()
+            known = tasks.query.partners.rows >= 0
+            for task in range(len(tasks)):
+                begin, end = tasks.query.offsets[task : task + 2].tolist()
+                asked = known[tasks.query.partner[begin:end]]
+                begin, end = tasks.support.offsets[task : task + 2].tolist()
+                held = known[tasks.support.partner[begin:end]]
+                assert len(asked.unique()) == 1 and len(held.unique()) <= 1, "all of a task's are alike"
+                if len(held):
+                    kinds[bool(held[0]), bool(asked[0])] += 1
+    total = sum(kinds.values())
+    assert kinds[False, True] == 0
+    assert kinds[True, True] / total == pytest.approx(0.5, abs=0.04)
+    assert kinds[False, False] / total == pytest.approx(0.25, abs=0.04)
+
+
+def test_a_partner_taken_for_new_keeps_its_attributes():
+    (tasks,) = epoch(sampler(sides=("user",), tasks=48))
+    count = len(tasks.candidates)
+    features = tasks.query.partners.features.dense()
+    assert torch.equal(features[:count], features[count:])
+    assert torch.equal(tasks.query.partners.rows[:count], torch.arange(count))
+
+
+def test_held_out_entities_are_in_no_epoch():
+    drawn = sampler()
+    held_out = drawn.hold_out(0.25, torch.Generator().manual_seed(1))
+    for side, count in (("user", 48), ("item", 32)):
+        of_side = {
+            name: torch.cat([t.entity for t in batches if t.support.side == side]).tolist()
+            for name, batches in (("held out", held_out), ("drawn", epoch(drawn)))
+        }
+        assert len(of_side["held out"]) == count // 4
+        assert sorted(of_side["held out"] + of_side["drawn"]) == list(range(count))
+
+
+def test_implicit_queries_have_partners_that_were_not_chosen():
+    for tasks in epoch(sampler(implicit=True, negatives=3)):
+        assert (tasks.support.rating == 1).all()
+        assert tasks.rating.sum() * 4 == tasks.rating.numel()
+        assert (tasks.query.counts % 4 == 0).all()
+
+
+def test_noise_is_added_to_supports_only():
+    plain, noisy = epoch(sampler(sides=("user",))), epoch(sampler(sides=("user",), rating_noise=0.5))
+    difference = torch.cat(
+        [b.support.rating - a.support.rating for a, b in zip(plain[:1], noisy[:1], strict=True)]
+    )
+    assert difference.std() == pytest.approx(0.5, rel=0.2)
+    assert torch.equal(plain[0].rating, noisy[0].rating)
+
+
+def test_a_seed_gives_the_same_tasks():
+    first, again, other = (epoch(sampler(), seed) for seed in (3, 3, 4))
+    for one, same in zip(first, again, strict=True):
+        assert torch.equal(one.entity, same.entity) and torch.equal(one.rating, same.rating)
+    assert not torch.equal(torch.cat([t.rating for t in first]), torch.cat([t.rating for t in other]))
