@@ -22,6 +22,10 @@ class PluginError(MetarecError):
     """A plugin cannot be loaded, or two of them claim one name."""
 
 
+class TrainingError(MetarecError):
+    """A fit cannot go on: it diverged, or its checkpoint is damaged or of something else."""
+
+
 class ArtifactError(MetarecError):
     """A saved recommender cannot be written, or is damaged, foreign or too new."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -46,6 +47,9 @@ class Run:
         Shows the passes over the data.
     hooks : optional
         The hook relay of a plugin manager, which is told of every epoch.
+    checkpoint : Path, optional
+        File that a learner's fit writes after every epoch, and goes on from where it exists: the final numbers are the
+        same as if it had not been stopped.
     """
 
     device: torch.device = torch.device("cpu")
@@ -53,6 +57,7 @@ class Run:
     seed: int = 0
     progress: Progress = Silent()
     hooks: Any = None
+    checkpoint: Path | None = None
 
     def generator(self) -> torch.Generator:
         """A fresh random generator on the run's device, seeded."""
