@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_jsonable_python
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -139,7 +140,7 @@ def _plugin(algorithm: Algorithm, plugins: PluginManager) -> dict[str, Any]:
             f"algorithm {name!r} is registered by no plugin: an artifact of it could not be loaded"
         )
     owner = plugins.algorithms.owner(name)
-    options = algorithm.options()
+    options = to_jsonable_python(algorithm.options())
     return {"name": name, "plugin": owner, "plugin_version": plugins.version(owner), "options": options}
 
 

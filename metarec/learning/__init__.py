@@ -4,21 +4,32 @@ from metarec.learning.abilities import Explainable, Explanation, Factorized, Upd
 from metarec.learning.algorithm import Adapted, Algorithm, Prediction
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
 from metarec.learning.level import Level, LevelAlgorithm, residual_variance
+from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes
+from metarec.learning.posterior import Posterior, PosteriorLearner
 from metarec.learning.run import Progress, Run, Silent
+from metarec.learning.training import Trainer, Training, TrainingWarning
 
 __all__ = [
     "Adapted",
     "Algorithm",
     "ContentPrior",
+    "EntityEmbedding",
     "Explainable",
     "Explanation",
     "Factorized",
     "Level",
     "LevelAlgorithm",
+    "NeuralAlgorithm",
+    "Posterior",
+    "PosteriorLearner",
     "Prediction",
     "Progress",
     "Run",
     "Silent",
+    "Sizes",
+    "Trainer",
+    "Training",
+    "TrainingWarning",
     "Updatable",
     "fit_content_prior",
     "residual_variance",

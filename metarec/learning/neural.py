@@ -1,0 +1,150 @@
+"""What learners with a network share: the network in `fit`, in the state and in artifacts; embeddings of entities."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from metarec.data import Dataset, Features, Side
+from metarec.learning.algorithm import Algorithm
+from metarec.learning.run import Run
+from metarec.learning.training import Trainer, Training
+from metarec.tasks import EntityRows, Sampling, Tasks, TaskSampler
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a network must know of the training set: numbers of entities and of feature columns."""
+
+    users: int
+    items: int
+    user_columns: int
+    item_columns: int
+
+    @classmethod
+    def of(cls, train: Dataset) -> Sizes:
+        """Those of a training set with features."""
+        assert train.users.features is not None and train.items.features is not None, (
+            "a split encodes both sides"
+        )
+        return cls(len(train.users), len(train.items), train.users.features.width, train.items.features.width)
+
+
+class NeuralAlgorithm(Algorithm):
+    """Base of algorithms that train a network on tasks.
+
+    A subclass has the options `training` and `sampling`, and says what the network is (`build`) and how it is judged
+    (`loss`). Ratings are standardised: the network sees ``(r − mean) / deviation`` of the training ratings, or 0 and 1
+    where feedback is implicit.
+
+    Attributes
+    ----------
+    sides : tuple of "user", "item"
+        Whose tasks it trains on, default both: one network for new users and for new items.
+    """
+
+    sides: ClassVar[tuple[Side, ...]] = ("user", "item")
+    training: Training
+    sampling: Sampling
+    network_: nn.Module
+
+    @abstractmethod
+    def build(self, sizes: Sizes) -> nn.Module:
+        """A network with fresh weights, drawn from torch's default generator."""
+
+    @abstractmethod
+    def loss(self, tasks: Tasks) -> Tensor:
+        """The mean loss of the tasks' query ratings, differentiable in the network's weights."""
+
+    def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
+        """Train the network on tasks of the known entities; where `valid` is not given, a tenth of them validate."""
+        self.sizes_ = asdict(Sizes.of(train))
+        self.implicit_ = train.scale.implicit
+        self.mean_ = 0.0 if self.implicit_ else float(train.rating.mean())
+        self.deviation_ = 1.0 if self.implicit_ else max(float(train.rating.std()), 1e-3)
+        with torch.random.fork_rng():
+            torch.manual_seed(run.seed)
+            self.network_ = self.build(Sizes.of(train)).to(run.device, run.dtype)
+        sampler = TaskSampler(train, self.sides, self.sampling, device=run.device, dtype=run.dtype)
+        held_out = [valid] if valid is not None else sampler.hold_out(0.1, run.generator())
+        trainer = Trainer(
+            self.network_, self.loss, self.training, run, name=self.name, backward=self.backward
+        )
+        trainer.train(sampler, held_out, lambda epoch, values: run.report(self, epoch, values))
+        self.network_.eval()
+        return self
+
+    def backward(self, tasks: Tasks) -> Tensor:
+        """Add the gradients of a batch to the weights', and return its loss; by autograd through `loss`."""
+        loss = self.loss(tasks)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """What `fit` learnt, the network as a mapping of its tensors."""
+        learnt = super().state()
+        return {**learnt, "network_": dict(self.network_.state_dict())} if "network_" in learnt else learnt
+
+    def restore(self, state: Mapping[str, Any]) -> Self:
+        """Take up what another instance's `state` holds; return self."""
+        super().restore({name: value for name, value in state.items() if name != "network_"})
+        weights = state["network_"]
+        with torch.random.fork_rng():
+            network = self.build(Sizes(**self.sizes_))
+        like = next(iter(weights.values()))
+        network.to(like.device, like.dtype).load_state_dict(weights)
+        self.network_ = network.eval()
+        return self
+
+    def standardised(self, rating: Tensor) -> Tensor:
+        """Ratings as the network sees them."""
+        return (rating - self.mean_) / self.deviation_
+
+    def rated(self, output: Tensor) -> Tensor:
+        """Ratings that the network's outputs stand for."""
+        return self.mean_ + self.deviation_ * output
+
+
+class EntityEmbedding(nn.Module):
+    """Vectors of entities: ``Xᵀ of the attributes W + E[row]``, the second part only for known ones.
+
+    Parameters
+    ----------
+    count, columns : int
+        Known entities, and columns of their features.
+    size : int
+        Numbers in a vector.
+    identity : bool, default True
+        Whether known entities have a vector of their own beside that of their attributes.
+    dropout : float, default 0
+        Share of the features that are left out in training.
+    """
+
+    def __init__(
+        self, count: int, columns: int, size: int, *, identity: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.content = nn.Parameter(torch.randn(columns, size) * 0.1)
+        self.own = nn.Parameter(torch.randn(count, size) * 0.01) if identity else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, entities: EntityRows) -> Tensor:
+        """float [N, size]."""
+        features = entities.features
+        values = self.dropout(features.values)
+        vectors = Features(features.offsets, features.columns, values, features.width).project(self.content)
+        if self.own is None:
+            return vectors
+        known = (entities.rows >= 0).to(vectors.dtype).unsqueeze(1)
+        return vectors + known * self.own[entities.rows.clamp(min=0)]
+
+
+def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The different values of `rows` (int64 [n]), rising, and the place of each entry's in them."""
+    values, places = torch.unique(rows, return_inverse=True)
+    return values, places
