@@ -142,8 +142,10 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> Table:
             if name not in names:
                 raise DataError(f"{path}: {unknown_name('column', name, names)}")
         return Table(pl.read_parquet(path, columns=columns), str(path))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except pl.exceptions.PolarsError as error:
         raise DataError(f"{path}: is no Parquet file ({_first_line(error)})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)})") from None
 
 
 def with_numbers(table: Table) -> Table:
@@ -191,9 +193,8 @@ class _Text:
         lines = _lines(path, layout)
         first = next(lines, "").removeprefix("\ufeff").rstrip("\r\n")
         if not first:
-            raise DataError(
-                f"{path}: is empty, expected {'a header' if layout.header else 'lines of fields'}"
-            )
+            expected = "a header" if layout.header else "fields"
+            raise DataError(f"{path}: line 1 is empty, expected {expected}")
         before = 0
         if layout.header:
             before = 1 + sum(1 for _ in takewhile(lambda line: not line.strip("\r\n"), lines))
@@ -343,7 +344,7 @@ def _lines(path: Path, layout: Layout) -> Iterator[str]:
                 except UnicodeDecodeError as error:
                     raise _wrong_encoding(path, number, error, layout) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is damaged ({_first_line(error)})") from None
+        raise DataError(f"{path}: cannot be read ({_first_line(error)})") from None
 
 
 def _decoded(path: Path, layout: Layout) -> str:
@@ -353,7 +354,7 @@ def _decoded(path: Path, layout: Layout) -> str:
             data = file.read()
         return data.decode(layout.encoding)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is damaged ({_first_line(error)})") from None
+        raise DataError(f"{path}: cannot be read ({_first_line(error)})") from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise _wrong_encoding(path, line, error, layout) from None

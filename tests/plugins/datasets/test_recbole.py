@@ -84,7 +84,7 @@ def test_interactions_alone_and_implicit(tmp_path: Path) -> None:
             ITEM.replace("1e3 2", "1e3 b"),
             "films.item, line 3, column 'vector_1': found 'b', expected a number",
         ),
-        ("item", "", "films.item: is empty, expected a header"),
+        ("item", "", "films.item: line 1 is empty, expected a header"),
     ],
 )
 def test_bad_files_are_named(folder: Path, suffix: str, text: str, message: str) -> None:

@@ -237,6 +237,7 @@ FINE = ("a,x,1", "b,y,2")
     ("text", "options", "message"),
     [
         ("", {}, "is empty, expected a header"),
+        ("\n" + header_and(*FINE), {}, "line 1 is empty, expected a header"),
         (header_and(), {}, "has no interactions, expected at least one"),
         (header_and(*FINE, "c,x,five"), {}, "line 4, column 'rating': found 'five', expected a number"),
         (header_and(*FINE, "c,x,nan"), {}, "line 4, column 'rating': found nan, expected a finite number"),
@@ -348,10 +349,10 @@ def broken(path: Path, kind: str) -> tuple[Path, str]:
         case "truncated gzip":
             lines = "".join(f"{n},{n * 7919 % 1000},{n % 5}\n" for n in range(5000))
             path.write_bytes(gzip.compress(f"user,item,rating\n{lines}".encode())[:-2000])
-            return path, "is damaged"
+            return path, "cannot be read (Compressed file ended before the end-of-stream marker"
         case "gzip header only":
             path.write_bytes(gzip.compress(b"user,item,rating\na,b,1\n")[:12])
-            return path, "is damaged"
+            return path, "cannot be read (Compressed file ended before the end-of-stream marker"
         case "truncated parquet":
             buffer = io.BytesIO()
             pl.DataFrame({"user": [1, 2], "item": [1, 2], "rating": [1, 2]}).write_parquet(buffer)
