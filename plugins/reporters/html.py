@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -141,7 +140,7 @@ def _curves(rows: Sequence[Row], learned: Sequence[str]) -> str:
                 figures.append(_figure(scenario, plots.support_curve(cells, learned, label=label, salt=salt)))
         if figures:
             name = _metric_title(headline.metric, headline.list)
-            parts.append(f"<h3>{escape(name)} {_arrow(rows, headline)}</h3>{_grid(figures)}")
+            parts.append(f"<h3>{escape(name)} {_direction(rows, headline)}</h3>{_grid(figures)}")
     legend = _legend(learned, "best floor of each size", "other floors (may run out of the plot)")
     return _section("By support size", legend + "".join(parts)) if parts else ""
 
@@ -190,42 +189,33 @@ def _figure(caption: str, svg: str) -> str:
 
 def _scenario(name: str, rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
     """All figures of a scenario: a table per metric, those that answer the questions unfolded."""
-    shown = headlines(all_rows)
     keys = dict.fromkeys((row["metric"], row["list"]) for row in rows)
-    first = [key for headline in shown if (key := (headline.metric, headline.list)) in keys]
+    first = [key for its in headlines(all_rows) if (key := (its.metric, its.list)) in keys]
     parts = [
-        _metric(metric, rows, metric_list, unfolded=(metric, metric_list) in first)
-        for metric, metric_list in _order(first, keys)
+        _metric(metric, rows, list_name, unfolded=(metric, list_name) in first)
+        for metric, list_name in dict.fromkeys([*first, *keys])
     ]
     entities = max(row["entities"] for row in rows)
     about = f"<p class=about>{entities} {escape(rows[0]['side'])}s with a query</p>"
     return _section(f"All figures: {name}", about + "".join(parts))
 
 
-def _order(first: Sequence[tuple[str, str]], keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [*first, *(key for key in keys if key not in first)]
-
-
 def _metric(metric: str, rows: Sequence[Row], list_name: str, *, unfolded: bool) -> str:
+    """A table of one metric by support size: the learned first, then the floors, both best first."""
     headline = Headline("", list_name, metric)
     cells = [row for row in rows if matches(row, headline)]
-    sizes = support_sizes(cells)
-    best = best_floors(cells)
-    by_name: dict[str, dict[int | None, Row]] = defaultdict(dict)
-    for row in cells:
-        by_name[row["algorithm"]][row["support"]] = row
-    order = ranked(cells)
+    by_place = {(row["algorithm"], row["support"]): row for row in cells}
     floors = {row["algorithm"] for row in cells if row["is_floor"]}
-    order.sort(key=lambda name: name in floors)  # stable: the learned first
+    sizes, best = support_sizes(cells), best_floors(cells)
     body = [
         (
             f"<span class={'floor' if name in floors else 'learned'}>{escape(name)}</span>",
-            *(_value(by_name[name].get(size), best.get(size)) for size in sizes),
+            *(_value(by_place.get((name, size)), best.get(size)) for size in sizes),
         )
-        for name in order
+        for name in sorted(ranked(cells), key=lambda name: name in floors)
     ]
     table = _table(("algorithm", *map(support_name, sizes)), body)
-    title = f"{escape(_metric_title(metric, list_name))} {_arrow(cells, headline)}"
+    title = f"{escape(_metric_title(metric, list_name))} {_direction(cells, headline)}"
     return f"<details{' open' if unfolded else ''}><summary>{title}</summary>{table}</details>"
 
 
@@ -236,23 +226,20 @@ def _value(row: Row | None, best_floor: Row | None) -> str:
     if row["is_floor"]:
         return f"<span class=floor>{f'<b>{value}</b>' if row is best_floor else value}</span>"
     kind, mark = ("better", " ▲") if is_better(row) else ("worse", " ▼") if is_worse(row) else ("learned", "")
-    interval = (
-        ""
-        if row["low"] is None or row["high"] is None
-        else f"{format_value(row['low'])} … {format_value(row['high'])}"
-    )
-    return f"<span class={kind}>{value}{mark}</span><small>{interval}</small>"
+    return f"<span class={kind}>{value}{mark}</span><small>{_interval(row)}</small>"
 
 
-def _arrow(rows: Sequence[Row], headline: Headline) -> str:
+def _interval(row: Row) -> str:
+    if row["low"] is None or row["high"] is None:
+        return ""
+    return f"{format_value(row['low'])} … {format_value(row['high'])}"
+
+
+def _direction(rows: Sequence[Row], headline: Headline) -> str:
     higher = next((row["higher_is_better"] for row in rows if matches(row, headline)), None)
-    return (
-        ""
-        if higher is None
-        else "<span class=about>higher is better</span>"
-        if higher
-        else "<span class=about>lower is better</span>"
-    )
+    if higher is None:
+        return ""
+    return f"<span class=about>{'higher' if higher else 'lower'} is better</span>"
 
 
 def _metric_title(metric: str, list_name: str) -> str:
