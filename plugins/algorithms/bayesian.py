@@ -106,7 +106,9 @@ class Bayesian(Algorithm):
         \quad \varepsilon \sim N(0, \sigma^2(m))
 
     with f the attributes' features and m the expected rating: on most scales ratings near an end vary less, so the
-    noise is a function of the mean, log-linear between knots.
+    noise is a function of the mean, log-linear between knots. Such ratings are skewed too, and full weights
+    :math:`1 / \sigma^2(m)` would trust them too much: posteriors take the noise half-way to its average,
+    :math:`\tilde\sigma^2 = \sqrt{\sigma^2(m) \bar\sigma^2}`, predictions take it as it is.
 
     **Fit.** Variational EM with :math:`q = \prod_u q(b_u, u) \prod_i q(b_i, v)`: each factor is the exact Gaussian
     posterior given the other side's moments. The content priors are then fitted as `fit_content_prior` does, each
@@ -119,7 +121,7 @@ class Bayesian(Algorithm):
         \hat\theta = \theta_0 + \Lambda^{-1} \sum_j w_j \varphi_j (r_j - \mu - b_j - \varphi_j^\top \theta_0)
 
     exactly, given the partners. What is not known of them counts by moment matching: with C the partner's covariance,
-    :math:`1 / w = \sigma^2 + E[a^\top C a]` over the prior of :math:`a = (1, u)`, and the variance of a rating is
+    :math:`1 / w = \tilde\sigma^2 + E[a^\top C a]` over the prior of :math:`a = (1, u)`, and the variance of a rating is
     :math:`\sigma^2 + \hat a^\top C \hat a + \hat\varphi^\top \Lambda^{-1} \hat\varphi + \mathrm{tr}(C \Lambda^{-1})`,
     the trace over the factors. The same holds with the sides swapped; a new partner has its content prior.
 
@@ -162,11 +164,11 @@ class Bayesian(Algorithm):
         em = VariationalEM(train, rank=self.rank, unobserved=unobserved, run=run)
         for epoch in run.epochs(self.iterations, f"fit {self.name}"):
             em.sweep()
-            run.report(self, epoch, {"noise": em.mean_noise})
+            run.report(self, epoch, {"noise": float(em.noise.average)})
         em.fit_content_priors()
         self.implicit_ = train.scale.implicit
         self.mean_ = em.mean
-        self.noise_ = {"mean": em.noise.mean, "variance": em.noise.variance}
+        self.noise_ = em.noise._asdict()
         self.prior_ = {side: prior.to(run.device, run.dtype)._asdict() for side, prior in em.prior.items()}
         self.known_ = {side: known._asdict() for side, known in em.known.items()}
         self.background_ = {side: em.background(side)._asdict() for side in SIDES} if self.implicit_ else {}
@@ -188,7 +190,7 @@ class Bayesian(Algorithm):
             return Prediction(mean)
         entities = Gaussians(adapted.mean, torch.cholesky_inverse(adapted.cholesky))
         unknown = _unknown(entities, query.owner, partners, partner)
-        noise = self._noise(mean)
+        noise = Noise(**self.noise_)(mean)
         return Prediction(mean, noise + unknown, noise)
 
     def log_evidence(self, support: Support) -> Tensor:
@@ -249,9 +251,6 @@ class Bayesian(Algorithm):
     def _prior(self, side: Side) -> ContentPrior:
         return ContentPrior(**self.prior_[side])
 
-    def _noise(self, mean: Tensor) -> Tensor:
-        return Noise(**self.noise_)(mean)
-
     def _entities(self, side: Side, entities: EntityRows) -> Gaussians:
         """What is known of entities as partners: what `fit` made of their ratings, or of new ones the prior."""
         known, prior = Gaussians(**self.known_[side]), self._prior(side)
@@ -278,7 +277,7 @@ class Bayesian(Algorithm):
         entities = Gaussians(
             prior.mean(support.entities.features), prior.covariance.expand(len(support), -1, -1)
         )
-        noise = self._noise(offset + (feature * entities.mean[support.owner]).sum(1))
+        noise = Noise(**self.noise_).tempered(offset + (feature * entities.mean[support.owner]).sum(1))
         unknown = _pairwise(partners.covariance.flatten(1), partner, entities.pattern_moment, support.owner)
         return Observations(feature, support.rating - offset, 1 / (noise + unknown))
 
@@ -323,10 +322,18 @@ class Noise(NamedTuple):
     ----------
     mean, variance : float [K]
         The knots, by rising mean: log-linear between them, constant beyond.
+    average : float []
+        Variance of the average rating.
     """
 
     mean: Tensor
     variance: Tensor
+    average: Tensor
+
+    @classmethod
+    def constant(cls, variance: Tensor) -> Noise:
+        """The same variance (float []) everywhere."""
+        return cls(torch.zeros_like(variance[None]), variance[None], variance)
 
     @classmethod
     def fit(cls, mean: Tensor, square: Tensor) -> Noise:
@@ -335,7 +342,8 @@ class Noise(NamedTuple):
         order = mean.argsort(stable=True)
         shares = [(mean[share].mean(), square[share].mean()) for share in order.tensor_split(knots)]
         means, variances = zip(*shares, strict=True)
-        return cls(torch.stack(means), torch.stack(variances).clamp(min=LEAST_VARIANCE))
+        knot_variance = torch.stack(variances).clamp(min=LEAST_VARIANCE)
+        return cls(torch.stack(means), knot_variance, square.mean().clamp(min=LEAST_VARIANCE))
 
     def __call__(self, mean: Tensor) -> Tensor:
         """The variance at each mean."""
@@ -346,6 +354,10 @@ class Noise(NamedTuple):
         log = self.variance.log()
         variance: Tensor = torch.lerp(log[left], log[right], share).exp()
         return variance
+
+    def tempered(self, mean: Tensor) -> Tensor:
+        """Half-way, in logs, from the average to the variance at each mean."""
+        return (self.average * self(mean)).sqrt()
 
 
 class Background(NamedTuple):
@@ -381,18 +393,13 @@ class VariationalEM:
         self.mean = share if unobserved else float(train.rating.mean(dtype=torch.float64))
         total = share if unobserved else float(train.rating.double().var(correction=0))
         total = max(total, LEAST_VARIANCE)
-        self.noise = Noise(*self.rating.new_tensor([[self.mean], [0.6 * total]]))
+        self.noise = Noise.constant(self.rating.new_tensor(0.6 * total))
         self.precision = 1 / self.noise(self.rating)
         self.prior: dict[Side, ContentPrior] = {}
         self.known: dict[Side, Gaussians] = {}
         self.natural: dict[Side, tuple[Tensor, Tensor]] = {}
         for side in SIDES:
             self._begin(side, rank, 0.2 * total)
-
-    @property
-    def mean_noise(self) -> float:
-        """Noise variance of the average training rating."""
-        return float((1 / self.precision).mean())
 
     def sweep(self) -> None:
         """Maximise the bound in the posterior and the prior of each side, then refit the noise."""
@@ -434,7 +441,7 @@ class VariationalEM:
     def update_noise(self) -> None:
         """The noise as a function of the mean, and with it each rating's precision."""
         if self.unobserved:
-            self.noise = Noise(self.noise.mean, self.noise.variance.new_tensor([self._one_class_error()]))
+            self.noise = Noise.constant(self.rating.new_tensor(self._one_class_error()))
             self.precision = 1 / self.noise(self.rating)
             return
         users, items = (self.known[side] for side in SIDES)
@@ -442,7 +449,7 @@ class VariationalEM:
         some = torch.randperm(len(mean), generator=self.generator)[:PAIRS_FOR_NOISE].to(mean.device)
         unknown = _unknown(users, self.row["user"][some], items, self.row["item"][some])
         self.noise = Noise.fit(mean[some], (self.rating - mean)[some].square() + unknown)
-        self.precision = 1 / self.noise(mean)
+        self.precision = 1 / self.noise.tempered(mean)
 
     def fit_content_priors(self) -> None:
         """Fit both content priors, and the posterior under them."""

@@ -1,12 +1,279 @@
-"""Bayesian: the contract, and the posterior held to closed forms."""
+"""Bayesian: the contract, and each of its formulas held to something independent."""
 
 from __future__ import annotations
 
-from metarec.plugins.algorithms.bayesian import Bayesian
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from metarec.data import partner_side
+from metarec.learning import Run
+from metarec.plugins.algorithms.bayesian import Bayesian, VariationalEM
+from metarec.tasks import Support, Tasks
 from metarec.testing import AlgorithmConformance
+from metarec.testing.world import small_world
+
+DOUBLE = Run(dtype=torch.float64, seed=1)
+TIGHT = 1e-10
 
 
 class TestConformance(AlgorithmConformance):
     """The contract of every algorithm."""
 
     algorithm = Bayesian
+    options: ClassVar[dict[str, int]] = {"rank": 3, "iterations": 4}
+
+
+@pytest.fixture(scope="module")
+def explicit() -> Bayesian:
+    return Bayesian(rank=3, iterations=6).fit(small_world().split.train, run=DOUBLE)
+
+
+@pytest.fixture(scope="module")
+def implicit() -> Bayesian:
+    return Bayesian(rank=3, iterations=6).fit(small_world(implicit=True).split.train, run=DOUBLE)
+
+
+@pytest.fixture(params=["new-user", "new-item"])
+def tasks(request: pytest.FixtureRequest) -> Tasks:
+    return _double(small_world().tasks(request.param))
+
+
+def _double(tasks: Tasks) -> Tasks:
+    return replace(
+        tasks, support=tasks.support.to(dtype=torch.float64), query=tasks.query.to(dtype=torch.float64)
+    )
+
+
+def _partners(fitted: Bayesian, support: Support) -> tuple[np.ndarray, np.ndarray]:
+    """Means and covariances of the known partners, by their rows in `support.partners`; NaN where new."""
+    known = fitted.known_[partner_side(support.side)]
+    rows = support.partners.rows
+    mean = torch.full((len(rows), known["mean"].shape[1]), math.nan, dtype=torch.float64)
+    covariance = torch.full((len(rows), *known["covariance"].shape[1:]), math.nan, dtype=torch.float64)
+    mean[rows >= 0] = known["mean"][rows[rows >= 0]]
+    covariance[rows >= 0] = known["covariance"][rows[rows >= 0]]
+    return mean.numpy(), covariance.numpy()
+
+
+def _prior(fitted: Bayesian, support: Support) -> tuple[np.ndarray, np.ndarray]:
+    """The prior means and the covariance of the tasks' entities."""
+    prior = fitted.prior_[support.side]
+    features = support.entities.features.dense()
+    return (features @ prior["weight"] + prior["intercept"]).numpy(), prior["covariance"].numpy()
+
+
+def _noise(fitted: Bayesian, mean: np.ndarray) -> np.ndarray:
+    knots, values = (fitted.noise_[name].numpy() for name in ("mean", "variance"))
+    return np.exp(np.interp(mean, knots, np.log(values)))
+
+
+def _design(fitted: Bayesian, support: Support, task: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, targets less the prior mean, and noise variances of one support, by plain algebra."""
+    mean, covariance = _partners(fitted, support)
+    priors, spread = _prior(fitted, support)
+    rows = slice(int(support.offsets[task]), int(support.offsets[task + 1]))
+    partner = support.partner[rows].numpy()
+    feature = np.column_stack([np.ones(len(partner)), mean[partner, 1:]])
+    expected = fitted.mean_ + mean[partner, 0] + feature @ priors[task]
+    pattern = np.concatenate([[1.0], priors[task, 1:]])
+    moment = np.outer(pattern, pattern)
+    moment[1:, 1:] += spread[1:, 1:]
+    tempered = np.sqrt(_noise(fitted, expected) * float(fitted.noise_["average"]))
+    noise = tempered + np.array([np.trace(covariance[p] @ moment) for p in partner])
+    return feature, support.rating[rows].numpy() - expected, noise
+
+
+def test_posterior_is_a_gaussian_process(explicit: Bayesian, tasks: Tasks) -> None:
+    """Given the partners, a support says what the process with kernel φᵀΣφ says."""
+    support, query = tasks.support, tasks.query
+    adapted = explicit.adapt(support)
+    mean, _ = _partners(explicit, support)
+    priors, spread = _prior(explicit, support)
+    asked = np.flatnonzero(support.partners.rows.numpy() >= 0)
+    at = np.column_stack([np.ones(len(asked)), mean[asked, 1:]])
+    factors = explicit.candidate_factors(support.side, query.partners)[asked]
+    for task in range(len(tasks)):
+        feature, residual, noise = _design(explicit, support, task)
+        gain = at @ spread @ feature.T @ np.linalg.inv(feature @ spread @ feature.T + np.diag(noise))
+        expected = explicit.mean_ + mean[asked, 0] + at @ priors[task] + gain @ residual
+        found = factors @ explicit.query_factors(adapted)[task]
+        np.testing.assert_allclose(found.numpy(), expected, atol=TIGHT)
+        left = at @ spread @ at.T - gain @ feature @ spread @ at.T
+        covariance = torch.cholesky_inverse(adapted.cholesky[task]).numpy()
+        np.testing.assert_allclose(at @ covariance @ at.T, left, atol=TIGHT)
+
+
+def test_evidence_is_a_multivariate_normal_density(explicit: Bayesian, tasks: Tasks) -> None:
+    _, spread = _prior(explicit, tasks.support)
+    found = explicit.log_evidence(tasks.support)
+    for task in range(len(tasks)):
+        feature, residual, noise = _design(explicit, tasks.support, task)
+        expected = 0.0
+        if len(residual):
+            covariance = feature @ spread @ feature.T + np.diag(noise)
+            expected = stats.multivariate_normal(cov=covariance).logpdf(residual)
+        assert float(found[task]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_empty_support_keeps_the_content_prior(explicit: Bayesian, implicit: Bayesian, tasks: Tasks) -> None:
+    nothing = tasks.support.first(0)
+    for fitted in (explicit, implicit):
+        adapted = fitted.adapt(nothing)
+        mean, covariance = _prior(fitted, nothing)
+        np.testing.assert_allclose(adapted.mean.numpy(), mean, atol=TIGHT)
+        spread = torch.cholesky_inverse(adapted.cholesky).numpy()
+        np.testing.assert_allclose(spread, np.broadcast_to(covariance, spread.shape), atol=TIGHT)
+    assert np.ptp(mean, axis=0).max() > 1e-3, "attributes should make a difference"
+
+
+@pytest.mark.parametrize("feedback", ["explicit", "implicit"])
+def test_absorbing_one_by_one_is_adapting_to_all(feedback: str, request: pytest.FixtureRequest) -> None:
+    """In any order; and forgetting them one by one leads back to the prior."""
+    fitted = request.getfixturevalue(feedback)
+    tasks = _double(small_world(implicit=feedback == "implicit").tasks("new-user"))
+    support = tasks.support.select((tasks.support.counts >= 4).nonzero().flatten()).first(4)
+    expected, prior = fitted.adapt(support), fitted.adapt(support.first(0))
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        adapted = prior
+        for place in order:
+            adapted = fitted.absorb(adapted, _nth(support, place))
+        _assert_alike(adapted, expected)
+        for place in reversed(order):
+            _assert_alike(fitted.forget(fitted.absorb(adapted, _nth(support, 0)), _nth(support, 0)), adapted)
+            adapted = fitted.forget(adapted, _nth(support, place))
+        _assert_alike(adapted, prior)
+
+
+def _nth(support: Support, place: int) -> Support:
+    """Of each task only the rating at a place."""
+    entries = support.offsets[:-1] + place
+    return replace(
+        support,
+        offsets=torch.arange(len(support) + 1),
+        partner=support.partner[entries],
+        rating=support.rating[entries],
+    )
+
+
+def _assert_alike(found: object, expected: object) -> None:
+    for name in ("mean", "cholesky", "count"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("feedback", ["explicit", "implicit"])
+def test_explanation_sums_to_the_mean(feedback: str, request: pytest.FixtureRequest) -> None:
+    fitted = request.getfixturevalue(feedback)
+    tasks = _double(small_world(implicit=feedback == "implicit").tasks("new-both"))
+    explanation = fitted.explain(fitted.adapt(tasks.support), tasks.support, tasks.query)
+    nothing = fitted.predict(fitted.adapt(tasks.support.first(0)), tasks.query).mean
+    torch.testing.assert_close(explanation.baseline, nothing, atol=TIGHT, rtol=0)
+    asked = torch.repeat_interleave(torch.arange(len(nothing)), explanation.offsets.diff())
+    total = nothing.index_add(0, asked, explanation.contribution)
+    mean = fitted.predict(fitted.adapt(tasks.support), tasks.query).mean
+    torch.testing.assert_close(total, mean, atol=TIGHT, rtol=0)
+    assert (total - nothing).abs().max() > 0.01
+
+
+def test_variance_of_a_pair_unknown_on_both_sides(explicit: Bayesian) -> None:
+    """Moments of μ + b_u + b_i + u·v + ε, drawn."""
+    tasks = _double(small_world().tasks("new-both"))
+    tasks = tasks.select(tasks.query.counts.argsort(descending=True)[:3])
+    support, query = tasks.support, tasks.query
+    prediction = explicit.predict(explicit.adapt(support), query)
+    adapted = explicit.adapt(support)
+    prior = explicit.prior_["item"]
+    item_means = (query.partners.features.dense() @ prior["weight"] + prior["intercept"]).numpy()
+    random, draws = np.random.default_rng(0), 200_000
+    for pair in range(0, query.partner.numel(), 4):
+        task, item = int(query.owner[pair]), int(query.partner[pair])
+        assert query.partners.rows[item] < 0
+        spread = torch.cholesky_inverse(adapted.cholesky[task]).numpy()
+        user = random.multivariate_normal(adapted.mean[task].numpy(), spread, draws)
+        other = random.multivariate_normal(item_means[item], prior["covariance"].numpy(), draws)
+        drawn = explicit.mean_ + user[:, 0] + other[:, 0] + (user[:, 1:] * other[:, 1:]).sum(1)
+        error = 5 / math.sqrt(draws)
+        unknown = float(prediction.variance[pair] - prediction.noise[pair])
+        assert float(prediction.mean[pair]) == pytest.approx(drawn.mean(), abs=error * drawn.std())
+        assert unknown == pytest.approx(drawn.var(), rel=3 * error)
+        noise = _noise(explicit, prediction.mean[pair].numpy())
+        assert float(prediction.noise[pair]) == pytest.approx(float(noise), rel=1e-9)
+
+
+@pytest.mark.parametrize("scenario", ["new-user", "new-item"])
+def test_implicit_is_weighted_ridge_over_the_full_matrix(implicit: Bayesian, scenario: str) -> None:
+    tasks = _double(small_world(implicit=True).tasks(scenario))
+    support = tasks.support
+    adapted = implicit.adapt(support)
+    known = implicit.known_[partner_side(support.side)]
+    mean, covariance = known["mean"].numpy(), known["covariance"].numpy()
+    feature = np.column_stack([np.ones(len(mean)), mean[:, 1:]])
+    priors, spread = _prior(implicit, support)
+    observed, unobserved = implicit.background_[support.side]["weights"].tolist()
+    assert unobserved == pytest.approx(implicit.unobserved_weight * observed)
+    for task in range(len(tasks)):
+        rows = slice(int(support.offsets[task]), int(support.offsets[task + 1]))
+        if rows.start == rows.stop:
+            continue
+        weight, target = np.full(len(mean), unobserved), np.zeros(len(mean))
+        chosen = support.partners.rows[support.partner[rows]].numpy()
+        weight[chosen], target[chosen] = observed, 1.0
+        precision = np.linalg.inv(spread) + feature.T @ (weight[:, None] * feature)
+        residual = target - implicit.mean_ - mean[:, 0]
+        right = np.linalg.solve(spread, priors[task]) + feature.T @ (weight * residual)
+        # What is not known of the partners adds to the ridge: every partner's covariance, as unobserved.
+        precision[1:, 1:] += unobserved * covariance[:, 1:, 1:].sum(0)
+        right[1:] -= unobserved * covariance[:, 1:, 0].sum(0)
+        np.testing.assert_allclose(adapted.mean[task].numpy(), np.linalg.solve(precision, right), atol=TIGHT)
+
+
+def test_implicit_prior_scores_by_popularity(implicit: Bayesian) -> None:
+    world = small_world(implicit=True)
+    tasks = _double(world.tasks("new-user"))
+    items = tasks.query.partners
+    known = items.rows >= 0
+    factors = implicit.candidate_factors("user", items)[known]
+    scores = factors @ implicit.query_factors(implicit.adapt(tasks.support.first(0))).mean(0)
+    count = torch.bincount(world.split.train.item, minlength=int(known.sum()))
+    assert stats.spearmanr(scores.numpy(), count.numpy()).statistic > 0.9
+
+
+def test_em_raises_the_evidence_bound() -> None:
+    """Every step of a sweep, the noise held fixed; and the bound is below the evidence."""
+    em = VariationalEM(small_world().split.train, rank=3, unobserved=0.0, run=DOUBLE)
+    em.sweep()
+    bounds = [em.evidence_bound()]
+    for _ in range(8):
+        for side in ("user", "item"):
+            em.update(side)
+            bounds.append(em.evidence_bound())
+            em.update_prior(side)
+            bounds.append(em.evidence_bound())
+    rises = np.diff(bounds)
+    assert (rises > -1e-8).all()
+    assert rises.sum() > 1
+
+
+def test_bound_is_the_evidence_where_the_other_side_is_certain() -> None:
+    """With items known exactly, users' evidence is a sum of normal densities."""
+    em = VariationalEM(small_world().split.train, rank=2, unobserved=0.0, run=DOUBLE)
+    for _ in range(3):
+        em.sweep()
+    items = em.known["item"]
+    em.known["item"] = items._replace(covariance=1e-14 * torch.eye(3, dtype=torch.float64).expand(32, 3, 3))
+    em.update("user")
+    bound = em.evidence_bound() + em._divergence("item")
+    prior, total = em.prior["user"], 0.0
+    for user in range(em.size["user"]):
+        mine = em.row["user"] == user
+        partner = em.row["item"][mine]
+        feature = items.pattern[partner].numpy()
+        expected = em.mean + items.bias[partner].numpy() + feature @ prior.intercept.numpy()
+        covariance = feature @ prior.covariance.numpy() @ feature.T + np.diag(1 / em.precision[mine].numpy())
+        total += stats.multivariate_normal(expected, covariance).logpdf(em.rating[mine].numpy())
+    assert bound == pytest.approx(total, abs=1e-6)
