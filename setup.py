@@ -12,6 +12,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -33,7 +34,7 @@ def switch(name: str, default: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def configure() -> dict[str, object]:
+def configure() -> dict[str, Any]:
     """Read the switches and look for the tools; what is found is printed and travels with the package."""
     cpp = switch("METAREC_CPP", "1", ("0", "1"))
     cuda = switch("METAREC_CUDA", "auto", ("auto", "0", "1"))
@@ -66,7 +67,7 @@ class BuildNative(build_ext):
     def build_extensions(self) -> None:
         compile_serially = self.compiler.compile
 
-        def compile_in_parallel(sources, **options):
+        def compile_in_parallel(sources: list[str], **options: Any) -> list[str]:
             with ThreadPoolExecutor(BUILD["MAX_JOBS"]) as pool:
                 compiled = pool.map(lambda source: compile_serially([source], **options), sources)
                 return [path for paths in compiled for path in paths]
@@ -129,6 +130,6 @@ setup(
         "metarec.csrc": ["CMakeLists.txt", "cmake/*", "include/metarec/*.h", "core/*"],
     },
     include_package_data=False,
-    ext_modules=[native_extension(TORCH.folder)] if BUILD["native"] else [],
+    ext_modules=[native_extension(TORCH.folder)] if TORCH and BUILD["native"] else [],
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
 )

@@ -12,6 +12,8 @@ from setuptools.build_meta import *
 TORCH_REQUIREMENT = "torch>=2.13"
 TORCH_MINIMUM = (2, 13)
 
+ConfigSettings = dict[str, str | list[str]] | None
+
 
 class Torch(NamedTuple):
     """A torch to build against."""
@@ -40,9 +42,9 @@ def _torch_requirement() -> list[str]:
     return [] if os.environ.get("METAREC_CPP") == "0" or find_torch() else [TORCH_REQUIREMENT]
 
 
-def get_requires_for_build_wheel(config_settings=None):
-    return build_meta.get_requires_for_build_wheel(config_settings) + _torch_requirement()
+def get_requires_for_build_wheel(config_settings: ConfigSettings = None) -> list[str]:
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *_torch_requirement()]
 
 
-def get_requires_for_build_editable(config_settings=None):
-    return build_meta.get_requires_for_build_editable(config_settings) + _torch_requirement()
+def get_requires_for_build_editable(config_settings: ConfigSettings = None) -> list[str]:
+    return [*build_meta.get_requires_for_build_editable(config_settings), *_torch_requirement()]

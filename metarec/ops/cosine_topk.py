@@ -57,7 +57,8 @@ def prepare_items(items: Tensor, *, similarity: Similarity = "cosine") -> Prepar
     _check_matrix("prepare_items", "items", items)
     cosine = _is_cosine("prepare_items", similarity)
     table = items.detach().contiguous()
-    return PreparedItems(table, *_prepare(table, cosine, table.dtype == torch.float32), similarity)
+    norms, largest_norm, codes, bounds = _prepare(table, cosine, table.dtype == torch.float32)
+    return PreparedItems(table, norms, largest_norm, codes, bounds, similarity)
 
 
 def cosine_topk(
@@ -113,7 +114,8 @@ def cosine_topk(
     else:
         _check_matrix("cosine_topk", "items", items)
         table = items.detach().contiguous()
-        prepared = PreparedItems(table, *_prepare(table, cosine, False), similarity)
+        norms, largest_norm, codes, bounds = _prepare(table, cosine, False)
+        prepared = PreparedItems(table, norms, largest_norm, codes, bounds, similarity)
     table = prepared.items
     if table.dtype != queries.dtype or table.device != queries.device:
         raise ValueError(

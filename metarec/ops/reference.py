@@ -45,6 +45,7 @@ def _check_precision(what: str, precision: Tensor, wrong: Tensor, expected: str)
 
 
 def _cholesky(matrices: Tensor, what: str) -> Tensor:
+    factors: Tensor
     factors, info = torch.linalg.cholesky_ex(matrices)
     if info.any():
         task = f" of task {int(info.reshape(-1).nonzero()[0])}" if matrices.dim() == 3 else ""
