@@ -29,7 +29,7 @@ from metarec.errors import ConfigError, DataError, MetarecError, PluginError, un
 if TYPE_CHECKING:
     from metarec.options import Option
     from metarec.pluginmanager import PluginManager, Registry
-    from metarec.serving import Newcomer, Recommendation
+    from metarec.serving import Newcomer, Reason, Recommendation
 
 app = typer.Typer(
     help="Recommenders that learn to learn: what should you use for cold start on your data?",
@@ -271,18 +271,19 @@ def _recommendations(newcomer: Newcomer, recommended: Sequence[Recommendation]) 
         [
             {
                 "id": str(one.id) if str(one.id) != one.title else "",
-                newcomer.partners.side: one.title,
+                newcomer.partners.side: "\n".join([one.title, *map(_because, one.because[:3])]),
                 "score": f"{one.score:.2f}",
                 "±": _figure(one.deviation),
                 "of it unknown": _figure(one.unknown),
-                "because": "\n".join(
-                    f"{reason.contribution:+.2f} {reason.title}" for reason in one.because[:3]
-                ),
             }
             for one in recommended
         ],
-        fixed=("id", "score", "±"),
+        fixed=("id", "score", "±", "of it unknown"),
     )
+
+
+def _because(reason: Reason) -> str:
+    return f"  {reason.contribution:+.2f} because of {reason.title}"
 
 
 def _figure(value: float | None) -> str:

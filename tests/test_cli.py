@@ -45,7 +45,9 @@ def program(monkeypatch, capsys):
 def out(tmp_path_factory):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("cli") / "out"
-    arguments = [*SMALL, "--algorithms", "bias,popularity", "--out", str(folder)]
+    plugin = Path(metarec.__file__).parents[1] / "examples" / "every_ability.py"
+    algorithms = "bias,popularity,running-mean"
+    arguments = ["--plugin", str(plugin), *SMALL, "--algorithms", algorithms, "--out", str(folder)]
     subprocess.run([*PROGRAM, *arguments], check=True, capture_output=True)
     return folder
 
@@ -376,7 +378,24 @@ class TestRecommend:
 
     def test_without_a_deviation_there_is_no_column_for_it(self, program, out):
         _, printed, _ = program("recommend", out / "artifacts" / "popularity", "-k", 1)
-        assert "unknown" not in printed.splitlines()[0] and "because" not in printed.splitlines()[0]
+        assert printed.splitlines()[0].split() == ["id", "item", "score", "±"]
+
+    def test_the_ratings_that_caused_it_stand_below_it(self, program, out, known):
+        plugin = Path(metarec.__file__).parents[1] / "examples" / "every_ability.py"
+        ratings = ("--rate", f"{known['id']}=5", "--rate", f"{known['title']}=1", "-k", 1)
+        artifact = out / "artifacts" / "running-mean"
+        code, printed, errors = program("--plugin", plugin, "recommend", artifact, *ratings)
+        assert (code, errors) == (0, "")
+        lines = [line.strip() for line in printed.splitlines()[2:]]
+        reasons = {line.partition(" because of ")[2]: float(line.split()[0]) for line in lines}
+        assert reasons[known["same"]] > 0 > reasons[known["title"]] and len(lines) == 2
+
+    def test_the_plugin_of_an_artifact_must_be_named(self, program, out):
+        found = refused(program("recommend", out / "artifacts" / "running-mean"))
+        assert (
+            "every_ability.py' for algorithm 'running-mean': it is not loaded" in found
+            and "--plugin" in found
+        )
 
     def test_users_for_a_new_item(self, program, out):
         code, printed, _ = program(
