@@ -16,8 +16,8 @@ def build_info() -> dict[str, Any]:
     -------
     dict
         ``native`` says whether the native kernels are in use, ``cuda`` whether there are CUDA kernels; the rest are
-        the switches (``METAREC_CPP``, ``METAREC_CUDA``, ``METAREC_DEBUG``, ``MAX_JOBS``, ``CXX``) and the version of torch
-        that the build was made against.
+        the switches (``METAREC_CPP``, ``METAREC_CUDA``, ``METAREC_DEBUG``, ``CXX``, ``CUDA_HOME``,
+        ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``) and the version of torch that the build was made against.
     """
     record = Path(__file__).with_name("_build.json")
     build: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"cuda": False}
