@@ -76,7 +76,7 @@ def metahin(folder: Path, *, seeds: Sequence[int] = SEEDS, **values: Any) -> Run
         {
             "dataset": {"name": "movielens", "options": {"path": str(folder)}},
             "protocol": {"name": "metahin", "options": {"path": str(folder / "metahin_splits")}},
-            "metrics": ["mae", *DECIDING, COVERAGE],
+            "metrics": ["mae", "mae_median", *DECIDING, COVERAGE],
             "seeds": list(seeds),
             **values,
         }
@@ -178,11 +178,9 @@ def show_movielens(result: dict[str, Any], console: Console) -> None:
     draws = f"means over {len(result['seeds'])} draws of the query"
     name, seconds = result["algorithm"], result["fit_seconds"]
     console.print(f"[bold]MovieLens 1M, MetaHIN's split[/]: {name}, {draws}; fits in {seconds:.1f} s")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("scenario", "metric", "value", "gain over the best floor", "best floor"):
-        table.add_column(
-            heading, justify="right" if heading in ("value", "gain over the best floor") else "left"
-        )
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for heading in ("scenario", "metric", "value", "gain over best floor", "best floor"):
+        table.add_column(heading, justify="right" if heading == "value" else "left", no_wrap=True)
     for row in result["rows"]:
         table.add_row(
             row["scenario"], row["metric"], f"{row['value']:.4f}", _gain(row), row["best_floor"] or ""
@@ -194,7 +192,7 @@ def show_movielens(result: dict[str, Any], console: Console) -> None:
 def _gain(row: Row) -> str:
     if row["gain"] is None or row["gain_low"] is None or row["gain_high"] is None:
         return ""
-    return f"{row['gain']:+.4f} ({row['gain_low']:+.4f} … {row['gain_high']:+.4f})"
+    return f"{row['gain']:+.3f} ({row['gain_low']:+.3f}…{row['gain_high']:+.3f})"
 
 
 def _show_targets(targets: Sequence[dict[str, Any]], console: Console) -> None:

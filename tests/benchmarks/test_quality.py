@@ -86,7 +86,7 @@ def test_movielens_has_every_scenario_and_metric(quality, tmp_path) -> None:
     result = quality.movielens(config, *PLUGIN, algorithm="shrunk-mean")
     assert json.loads(json.dumps(result)) == result
     found = {(row["scenario"], row["metric"]): row for row in result["rows"]}
-    assert {metric for _, metric in found} == {"mae", *quality.DECIDING, quality.COVERAGE}
+    assert {metric for _, metric in found} == {"mae", "mae_median", *quality.DECIDING, quality.COVERAGE}
     assert {scenario for scenario, _ in found} == {"warm", "new-user", "new-item", "new-both"}
     assert found["new-user", "rmse"]["gain_low"] > 0  # users differ by one whole star
     assert len(result["targets"]) == 9
