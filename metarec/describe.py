@@ -46,7 +46,9 @@ def paragraphs(text: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Docstring markup as people read it: without backticks and roles."""
+    """Docstring markup as people read it: without backticks, stars, roles and the directive above a formula."""
+    text = re.sub(r"^\.\. math::\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)
     return re.sub(r":(?:math|class|func|meth):(?=`)", "", text).replace("`", "")
 
 

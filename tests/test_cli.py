@@ -197,6 +197,10 @@ class TestShow:
         assert "feedback: explicit\nis floor: yes\n" in printed
         assert "``" not in printed
 
+    def test_without_the_markup_of_docstrings(self, program):
+        _, printed, _ = program("show", "algorithm", "bayesian")
+        assert not re.search(r"``|:math:|\.\. math::|\*\*\w", printed)
+
     def test_types_as_people_write_them(self, program):
         _, printed, _ = program("show", "protocol", "cold-start")
         assert "support_sizes: tuple[int | 'all', ...] = (0, 1, 3, 5, 10, 20, 'all')\n" in printed
