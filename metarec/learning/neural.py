@@ -82,7 +82,7 @@ class NeuralAlgorithm(Algorithm):
     def backward(self, tasks: Tasks) -> Tensor:
         """Add the gradients of a batch to the weights', and return its loss; by autograd through `loss`."""
         loss = self.loss(tasks)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     def state(self) -> dict[str, Any]:

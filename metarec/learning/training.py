@@ -151,7 +151,7 @@ class Trainer:
         loss = self.backward(tasks)
         if self.training.l1:
             penalty = self.training.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
-            penalty.backward()  # type: ignore[no-untyped-call]
+            penalty.backward()
         norm = nn.utils.clip_grad_norm_(self.weights, self.training.clip)
         if not (loss.isfinite() and norm.isfinite()):
             raise _Diverged(f"step {schedule.steps} (epoch {epoch})")
