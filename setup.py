@@ -45,7 +45,7 @@ def configure() -> dict[str, Any]:
     compiler = shutil.which(compiler.split()[0])
     if cpp == "1" and compiler is None:
         print("WARNING: no C++ compiler: metarec is built without its native kernels", file=sys.stderr)
-    elif cpp == "1" and TORCH is None:
+    elif cpp == "1" and TORCH is None and BUILDS:
         raise SystemExit(f"no {TORCH_REQUIREMENT} to build against: install it, or set METAREC_CPP=0")
     return {
         "native": cpp == "1" and compiler is not None,
@@ -115,9 +115,11 @@ def native_extension(torch: Path) -> Extension:
     )
 
 
+# Not so where a front end only asks what the build needs: torch, for one.
+BUILDS = bool({"bdist_wheel", "build_ext", "editable_wheel", "install", "develop", "build"} & set(sys.argv))
 TORCH = find_torch()
 BUILD = configure()
-if {"bdist_wheel", "build_ext", "editable_wheel", "install", "develop", "build"} & set(sys.argv):
+if BUILDS:
     print("metarec build:", ", ".join(f"{key}={value}" for key, value in BUILD.items()), file=sys.stderr)
 
 plugins = ["metarec.plugins", *(f"metarec.plugins.{name}" for name in find_packages("plugins"))]

@@ -154,6 +154,18 @@ def test_an_editable_installation_without_native_kernels_says_so_once(checkout, 
     assert rows == "[[0], [1]] [[0], [1]]"
 
 
+def test_an_isolated_build_asks_for_torch_where_there_is_none(checkout):
+    backend = (
+        f"import os, sys; os.chdir({str(checkout)!r}); sys.path.insert(0, 'csrc/python'); import build_backend;"
+        "build_backend.find_torch = lambda: None;"
+    )
+    for kind in ("wheel", "editable"):
+        asked = run(sys.executable, "-c", f"{backend} print(build_backend.get_requires_for_build_{kind}())")
+        assert "torch>=2.13" in asked.splitlines()[-1]
+    build = f"{backend} build_backend.build_wheel('dist')"
+    assert "no torch>=2.13 to build against" in run(sys.executable, "-c", build, succeeds=False)
+
+
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
