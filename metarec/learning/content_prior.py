@@ -17,7 +17,7 @@ _STEPS = 6
 _STEP = 0.7
 _START = 3.0
 _FREE = 1e-6
-_COARSE, _FINE = 1e-2, 1e-4
+_COARSE, _FINE = 3e-2, 1e-3
 _MOST_ITERATIONS = 200
 
 

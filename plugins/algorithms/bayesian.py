@@ -132,11 +132,11 @@ class Bayesian(Algorithm):
 
     Parameters
     ----------
-    rank : int, default 10
+    rank : int, default 16
         Number of factors.
-    iterations : int, default 10
+    iterations : int, default 8
         Sweeps of EM.
-    unobserved_weight : float, default 0.1
+    unobserved_weight : float, default 0.2
         With implicit feedback, how much a partner that was not chosen counts beside one that was.
 
     References
@@ -150,9 +150,9 @@ class Bayesian(Algorithm):
     def __init__(
         self,
         *,
-        rank: Annotated[int, Range(1, 256)] = 10,
-        iterations: Annotated[int, Range(1, 1000)] = 10,
-        unobserved_weight: Annotated[float, Range(0.001, 0.9, log=True)] = 0.1,
+        rank: Annotated[int, Range(1, 256)] = 16,
+        iterations: Annotated[int, Range(1, 1000)] = 8,
+        unobserved_weight: Annotated[float, Range(0.001, 0.9, log=True)] = 0.2,
     ) -> None:
         self.rank = rank
         self.iterations = iterations
