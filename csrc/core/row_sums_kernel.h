@@ -3,7 +3,7 @@ namespace metarec::METAREC_ISA {
 namespace {
 
 // How many rows ahead are fetched: enough to hide the memory, few enough to stay in the first-level cache.
-constexpr std::int64_t kAhead = 12;
+constexpr std::int64_t kAhead = 8;
 
 // Calls body.operator()<Value>(i) for all of a row, where Value is a vector of values from i, or one value at its end.
 template <class Real, class Body>

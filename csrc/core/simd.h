@@ -88,8 +88,8 @@ template <class Value, class Stored>
 [[gnu::always_inline]] inline float square_root(float value) { return std::sqrt(value); }
 [[gnu::always_inline]] inline double square_root(double value) { return std::sqrt(value); }
 #if METAREC_VECTOR_BYTES == 64
-[[gnu::always_inline]] inline Vector<float> square_root(Vector<float> value) { return _mm512_sqrt_ps(value); }
-[[gnu::always_inline]] inline Vector<double> square_root(Vector<double> value) { return _mm512_sqrt_pd(value); }
+[[gnu::always_inline]] inline Vector<float> square_root(Vector<float> value) { return _mm512_maskz_sqrt_ps(0xffff, value); }
+[[gnu::always_inline]] inline Vector<double> square_root(Vector<double> value) { return _mm512_maskz_sqrt_pd(0xff, value); }
 #elif METAREC_VECTOR_BYTES == 32
 [[gnu::always_inline]] inline Vector<float> square_root(Vector<float> value) { return _mm256_sqrt_ps(value); }
 [[gnu::always_inline]] inline Vector<double> square_root(Vector<double> value) { return _mm256_sqrt_pd(value); }

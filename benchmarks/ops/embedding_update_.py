@@ -1,0 +1,105 @@
+"""``embedding_update_`` beside torch's SparseAdam and the row-wise Adagrad of FBGEMM."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+
+from benchmarks.ops import Case
+from metarec.ops import embedding_state, embedding_update_
+
+ROWS, DIM, ENTRIES, EXPONENT = 1_000_000, 64, 65_536, 1.3
+ROW_BYTES, ENTRY_BYTES = 4 * DIM, 4 * DIM + 8
+
+
+def cases() -> Iterator[Case]:
+    """Gradients of rows as unequally popular as items are: each of our steps, and theirs."""
+    random = np.random.default_rng(0)
+    rank = random.zipf(EXPONENT, 2 * ENTRIES)
+    rank = rank[rank <= ROWS][:ENTRIES]
+    rows = torch.from_numpy(random.permutation(ROWS)[rank - 1])
+    gradients = 1e-2 * torch.randn(ENTRIES, DIM, generator=torch.Generator().manual_seed(0))
+    distinct = len(rows.unique())
+    name = f"{ENTRIES:,} Zipf({EXPONENT}) gradients into {ROWS:,} × {DIM}, {distinct:,} distinct rows"
+    yield adam(name, rows, gradients, distinct)
+    yield adagrad(name, rows, gradients, distinct)
+    yield adagrad_with_forward(name, rows, gradients, distinct)
+
+
+def adam(name: str, rows: Tensor, gradients: Tensor, distinct: int) -> Case:
+    """Give the step of Adam."""
+    table = torch.zeros(ROWS, DIM)
+    state = embedding_state(table, "adam")
+    theirs = nn.Parameter(torch.zeros(ROWS, DIM))
+    optimizer = torch.optim.SparseAdam([theirs], lr=1e-3)
+    theirs.grad = torch.sparse_coo_tensor(rows[None], gradients, theirs.shape, check_invariants=False)
+    return Case(
+        f"Adam, {name}",
+        ours=lambda: embedding_update_(table, rows, gradients, rule="adam", state=state, lr=1e-3),
+        # The gradients; each row with its two means, read and written.
+        bytes=ENTRIES * ENTRY_BYTES + 6 * distinct * ROW_BYTES,
+        operations=0,
+        peers={"torch SparseAdam": optimizer.step},
+        least_ratio={"torch SparseAdam": 10},
+    )
+
+
+def adagrad(name: str, rows: Tensor, gradients: Tensor, distinct: int) -> Case:
+    """Give the step of row-wise Adagrad alone."""
+    table = torch.zeros(ROWS, DIM)
+    state = embedding_state(table, "adagrad")
+    forward = fbgemm()(rows, torch.arange(ENTRIES + 1))
+    return Case(
+        f"row-wise Adagrad, {name}",
+        ours=lambda: embedding_update_(table, rows, gradients, rule="adagrad", state=state, lr=1e-2),
+        bytes=ENTRIES * ENTRY_BYTES + 2 * distinct * ROW_BYTES,
+        operations=0,
+        peers={"fbgemm-gpu-cpu": lambda: forward.backward(gradients, retain_graph=True)},
+    )
+
+
+def adagrad_with_forward(name: str, rows: Tensor, gradients: Tensor, distinct: int) -> Case:
+    """Give a gather of the rows and the step of row-wise Adagrad.
+
+    What is gathered goes to a tensor that is kept, so that no memory is asked of the system; the module of FBGEMM
+    makes one anew each time.
+    """
+    table = torch.zeros(ROWS, DIM)
+    state = embedding_state(table, "adagrad")
+    gathered = torch.zeros(ENTRIES, DIM)
+    module, offsets = fbgemm(), torch.arange(ENTRIES + 1)
+
+    def ours() -> None:
+        torch.index_select(table, 0, rows, out=gathered)
+        embedding_update_(table, rows, gradients, rule="adagrad", state=state, lr=1e-2)
+
+    return Case(
+        f"gather and row-wise Adagrad, {name}",
+        ours=ours,
+        bytes=2 * ENTRIES * ENTRY_BYTES + 3 * distinct * ROW_BYTES,
+        operations=0,
+        peers={"fbgemm-gpu-cpu": lambda: module(rows, offsets).backward(gradients)},
+        least_ratio={"fbgemm-gpu-cpu": 2.5},
+    )
+
+
+def fbgemm() -> SplitTableBatchedEmbeddingBagsCodegen:
+    """Give FBGEMM's table, with its update fused into the backward pass; bags of one row are its faster form."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return SplitTableBatchedEmbeddingBagsCodegen(
+            [(ROWS, DIM, EmbeddingLocation.HOST, ComputeDevice.CPU)],
+            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+            learning_rate=1e-2,
+            pooling_mode=PoolingMode.SUM,
+        )

@@ -1,0 +1,320 @@
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from metarec.ops import RowOptimizer, cosine_scores, embedding_state, embedding_update_, reference
+from metarec.ops.library import NATIVE
+
+RULES = ["sgd", "adagrad", "adam"]
+OPTIONS = {"lr": 0.1, "l2": 0.3, "weight_decay": 0.2, "betas": (0.8, 0.9), "eps": 1e-3}
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+
+def problem(count, dim, entries, dtype=torch.float64, index=torch.int64, seed=0):
+    """A table and gradients of its rows, a third of them of its last row."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(count, dim, generator=generator, dtype=torch.float64).to(dtype)
+    rows = torch.randint(max(count, 1), (entries,), generator=generator)
+    rows[torch.rand(entries, generator=generator) < 0.33] = count - 1
+    gradients = torch.randn(entries, dim, generator=generator, dtype=torch.float64).to(dtype)
+    return table, rows.to(index), gradients
+
+
+def by_reference(table, rows, gradients, rule, state, *, lr, l2=0.0, weight_decay=0.0, betas, eps):
+    values = [state[name] for name in state]
+    reference.embedding_update_(table, values, rows, gradients, rule, lr, l2, weight_decay, *betas, eps)
+
+
+def doubled(state):
+    """A copy in double precision."""
+    return {
+        name: value.double().clone() if value.is_floating_point() else value.clone()
+        for name, value in state.items()
+    }
+
+
+SHAPES = [
+    (4, 3, 0),
+    (1, 1, 1),
+    (1, 64, 700),
+    (5, 0, 7),
+    (7, 3, 40),
+    (50, 33, 300),
+    (3000, 64, 5000),
+    (90, 65, 1000),
+    (10, 128, 2000),
+    (5000, 7, 40_000),
+    (70_000, 2, 600),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("count", "dim", "entries"), SHAPES)
+def test_equals_reference_in_double(count, dim, entries, dtype, rule):
+    table, _, _ = problem(count, dim, 0, dtype)
+    state = embedding_state(table, rule)
+    expected, expected_state = table.double().clone(), doubled(state)
+    for step in range(3):
+        index = torch.int32 if step % 2 else torch.int64
+        _, rows, gradients = problem(count, dim, entries, dtype, index, seed=step)
+        embedding_update_(table, rows, gradients, rule=rule, state=state, **OPTIONS)
+        by_reference(expected, rows, gradients.double(), rule, expected_state, **OPTIONS)
+    for value, wanted in [(table, expected), *((state[name], expected_state[name]) for name in state)]:
+        scale = wanted.abs().max().clamp_min(1) if wanted.numel() and wanted.is_floating_point() else 1
+        tolerance = TOLERANCE[dtype]
+        torch.testing.assert_close(
+            value.to(wanted.dtype) / scale, wanted / scale, rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize(
+    ("rule", "make"),
+    [
+        ("sgd", lambda table: torch.optim.SGD([table], lr=0.1, weight_decay=0.3)),
+        ("adagrad", lambda table: torch.optim.Adagrad([table], lr=0.1, weight_decay=0.3, eps=1e-3)),
+        ("adam", lambda table: torch.optim.Adam([table], 0.1, (0.8, 0.9), 1e-3, weight_decay=0.3)),
+        ("adamw", lambda table: torch.optim.AdamW([table], 0.1, (0.8, 0.9), 1e-3, weight_decay=0.2)),
+    ],
+)
+def test_equals_torch_where_every_row_has_a_gradient(rule, make):
+    # One dimension, so that Adagrad by rows is that by values.
+    ours, theirs = (nn.Parameter(problem(6, 1, 0)[0]) for _ in range(2))
+    penalty = {"weight_decay": 0.2} if rule == "adamw" else {"l2": 0.3}
+    optimizer = RowOptimizer([ours], 0.1, rule=rule.removesuffix("w"), betas=(0.8, 0.9), eps=1e-3, **penalty)
+    torch_optimizer = make(theirs)
+    for step in range(5):
+        rows = torch.cat([torch.arange(6), torch.tensor([3, 1, 3])])[torch.randperm(9)]
+        gradients = problem(6, 1, 9, seed=step)[2]
+        ours.grad = torch.sparse_coo_tensor(rows[None], gradients, ours.shape, check_invariants=False)
+        theirs.grad = ours.grad.to_dense()
+        optimizer.step()
+        torch_optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "make"),
+    [
+        ("sgd", lambda table: torch.optim.SGD([table], lr=0.1)),
+        ("adam", lambda table: torch.optim.SparseAdam([table], lr=0.1, betas=(0.8, 0.9), eps=1e-30)),
+    ],
+)
+def test_equals_torch_on_sparse_gradients(rule, make):
+    # SparseAdam counts the steps of the table: the same where the same rows take all of them. It adds eps before it
+    # corrects the bias of the root, ours after, as Adam does.
+    ours, theirs = (nn.Embedding(9, 5, sparse=True, dtype=torch.float64) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = RowOptimizer(ours.parameters(), 0.1, rule=rule, betas=(0.8, 0.9), eps=1e-30)
+    torch_optimizer = make(theirs.weight)
+    target = problem(7, 5, 0)[0]
+    for _ in range(5):
+        for table, chosen in ((ours, optimizer), (theirs, torch_optimizer)):
+            chosen.zero_grad()
+            (table(torch.tensor([8, 1, 1, 5, 0, 5, 1])) - target).square().sum().backward()
+            chosen.step()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-12, atol=1e-12)
+
+
+def test_the_bias_of_a_row_is_corrected_by_its_own_steps():
+    table = torch.zeros(2, 1, dtype=torch.float64)
+    state = embedding_state(table, "adam")
+    for step in range(50):
+        rows = torch.tensor([0] if step < 49 else [0, 1])
+        embedding_update_(table, rows, torch.ones(len(rows), 1).double(), rule="adam", state=state, lr=0.1)
+    assert state["step"].tolist() == [50, 1]
+    # A constant gradient makes Adam step by lr from the first step on.
+    assert table[:, 0].tolist() == pytest.approx([-5.0, -0.1], rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_without_a_gradient_stay_bit_for_bit(rule):
+    table, rows, gradients = problem(1000, 9, 200)
+    state = embedding_state(table, rule)
+    for value in state.values():
+        value.fill_(3)
+    before, before_state = table.clone(), copy.deepcopy(state)
+    embedding_update_(table, rows, gradients, rule=rule, state=state, **OPTIONS)
+    rest = torch.ones(1000, dtype=torch.bool).index_fill(0, rows, False)
+    for value, old in [(table, before), *((state[name], before_state[name]) for name in state)]:
+        assert torch.equal(value[rest], old[rest])
+        assert (value[~rest] != old[~rest]).any()
+
+
+@pytest.mark.skipif(not NATIVE, reason="no native kernels in this build")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bit_equal_for_any_number_of_threads(dtype, rule, threads):
+    runs = []
+    for number in (1, 2, 3):
+        threads(number)
+        table, rows, gradients = problem(20_000, 19, 100_000, dtype)
+        state = embedding_state(table, rule)
+        for _ in range(2):
+            embedding_update_(table, rows, gradients, rule=rule, state=state, **OPTIONS)
+        runs.append((table, *state.values()))
+    for run in runs[1:]:
+        assert all(torch.equal(value, wanted) for value, wanted in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(dtype, rule):
+    table, rows, gradients = problem(5, 3, 9, dtype)
+    state = list(embedding_state(table, rule).values())
+    args = (table, state, rows, gradients, rule, 0.1, 0.2, 0.3, 0.8, 0.9, 1e-3)
+    torch.library.opcheck(torch.ops.metarec.embedding_update_.default, args)
+
+
+def test_compiles_within_a_training_step():
+    def step(table, rows, gradients, state):
+        embedding_update_(table, rows, gradients * 2, rule="adam", state=state, **OPTIONS)
+        return table.square().sum()
+
+    results = []
+    for function in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        table, rows, gradients = problem(5, 3, 9)
+        state = embedding_state(table, "adam")
+        results.append((function(table, rows, gradients, state), table, *state.values()))
+    for value, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(value, wanted)
+
+
+def test_autograd_notices_that_the_table_has_changed():
+    table, rows, gradients = problem(5, 3, 9)
+    leaf = torch.ones(5, 3, dtype=torch.float64, requires_grad=True)
+    loss = (leaf * table).sum()
+    embedding_update_(table, rows, gradients, rule="sgd", state={}, lr=0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_rows_in_any_order_repeated_or_out_of_range(data):
+    count = data.draw(st.integers(1, 6))
+    named = data.draw(st.lists(st.integers(-1, count), max_size=20))
+    rule = data.draw(st.sampled_from(RULES))
+    table, _, gradients = problem(count, 2, len(named))
+    rows = torch.tensor(named, dtype=data.draw(st.sampled_from([torch.int32, torch.int64])))
+    state = embedding_state(table, rule)
+    before = table.clone()
+    if all(0 <= row < count for row in named):
+        expected, expected_state = table.clone(), doubled(state)
+        by_reference(expected, rows, gradients, rule, expected_state, **OPTIONS)
+        embedding_update_(table, rows, gradients, rule=rule, state=state, **OPTIONS)
+        torch.testing.assert_close(table, expected, rtol=1e-12, atol=1e-12)
+    else:
+        wrong = next(entry for entry, row in enumerate(named) if not 0 <= row < count)
+        message = f"rows must be from 0 to {count - 1}, got {named[wrong]} at {wrong}"
+        with pytest.raises(ValueError, match=message):
+            embedding_update_(table, rows, gradients, rule=rule, state=state, **OPTIONS)
+        assert torch.equal(table, before) and not any(value.any() for value in state.values())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_state_survives_saving_and_loading(rule):
+    def train(table, optimizer, steps):
+        for step in steps:
+            _, rows, gradients = problem(8, 3, 10, torch.float32, seed=step)
+            table.grad = torch.sparse_coo_tensor(rows[None], gradients, table.shape, check_invariants=False)
+            optimizer.step()
+
+    through, resumed = (nn.Parameter(problem(8, 3, 0, torch.float32)[0]) for _ in range(2))
+    optimizer = RowOptimizer([through], 0.1, rule=rule)
+    train(through, optimizer, range(6))
+    first = RowOptimizer([resumed], 0.1, rule=rule)
+    train(resumed, first, range(3))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = RowOptimizer([resumed], 0.5, rule=rule)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    train(resumed, second, range(3, 6))
+    assert torch.equal(through, resumed)
+    for name, value in optimizer.state[through].items():
+        assert value.dtype == second.state[resumed][name].dtype
+        assert torch.equal(value, second.state[resumed][name])
+
+
+def test_the_optimizer_trains_both_tables_of_a_model():
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.randn(30, 4, generator=generator) for _ in range(2)]
+    left, right = torch.randint(30, (2, 400), generator=generator)
+    truth = cosine_scores(*tables, left, right)
+    users, items = (
+        nn.Parameter(table + torch.randn(table.shape, generator=generator)) for table in tables
+    )
+    optimizer = RowOptimizer([{"params": [users]}, {"params": [items], "lr": 0.05}], 0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+
+    def loss():
+        optimizer.zero_grad()
+        value = (cosine_scores(users, items, left, right, sparse_grad=True) - truth).square().mean()
+        value.backward()
+        return value
+
+    losses = []
+    for _ in range(200):
+        losses.append(optimizer.step(loss).item())
+        schedule.step()
+    assert losses[0] > 0.2 and losses[-1] < 5e-3
+
+
+def test_dense_gradients_are_refused():
+    table = nn.Parameter(torch.ones(3, 2))
+    table.grad = torch.ones(3, 2)
+    with pytest.raises(
+        ValueError, match=r"shape \[3, 2\] must be sparse in its rows: use torch.nn.Embedding"
+    ):
+        RowOptimizer([table]).step()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "rmsprop"}, r"rule must be one of \['sgd', 'adagrad', 'adam'\], got 'rmsprop'"),
+        ({"lr": -0.1}, "lr must be finite and not negative, got -0.1"),
+        ({"l2": float("nan")}, "l2 must be finite and not negative, got nan"),
+        ({"weight_decay": float("inf")}, "weight_decay must be finite"),
+        ({"betas": (0.9, 1.0)}, r"betas must be from 0 to below 1, got \(0.9, 1.0\)"),
+        ({"eps": 0.0}, "eps must be finite and positive, got 0.0"),
+        ({"table": torch.zeros(3, 2).half()}, "table must be float32 or float64 of two dimensions"),
+        ({"table": torch.zeros(2, 3).T}, "and contiguous"),
+        ({"rows": torch.zeros(2)}, "rows must be int32 or int64 of one dimension"),
+        ({"gradients": torch.zeros(3, 2)}, r"gradients must be torch.float32 of shape \[2, 2\] on cpu, got"),
+        ({"gradients": torch.zeros(2, 2).double()}, "gradients must be torch.float32"),
+        ({"state": {}}, r"the state of 'adam' holds \['exp_avg', 'exp_avg_sq', 'step'\], got \[\]"),
+        (
+            {"state": embedding_state(torch.zeros(4, 2), "adam")},
+            r"state 'exp_avg' must be torch.float32 of shape \[3, 2\]",
+        ),
+        ({"rows": torch.tensor([0, 3])}, "rows must be from 0 to 2, got 3 at 1"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    table = torch.ones(3, 2)
+    args = {
+        "table": table,
+        "rows": torch.tensor([0, 2]),
+        "gradients": torch.ones(2, 2),
+        "rule": "adam",
+        "state": embedding_state(table, "adam"),
+        "lr": 0.1,
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        embedding_update_(**args)
+
+
+def test_bad_options_of_a_group_are_named():
+    table = nn.Parameter(torch.ones(3, 2))
+    with pytest.raises(ValueError, match="lr must be finite and not negative, got -1"):
+        RowOptimizer([{"params": [table], "lr": -1}])
+    with pytest.raises(ValueError, match="rule must be one of"):
+        embedding_state(table, "adamw")
