@@ -247,9 +247,7 @@ def test_the_optimizer_trains_both_tables_of_a_model():
     tables = [torch.randn(30, 4, generator=generator) for _ in range(2)]
     left, right = torch.randint(30, (2, 400), generator=generator)
     truth = cosine_scores(*tables, left, right)
-    users, items = (
-        nn.Parameter(table + torch.randn(table.shape, generator=generator)) for table in tables
-    )
+    users, items = (nn.Parameter(table + torch.randn(table.shape, generator=generator)) for table in tables)
     optimizer = RowOptimizer([{"params": [users]}, {"params": [items], "lr": 0.05}], 0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
 

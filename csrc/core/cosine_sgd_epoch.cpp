@@ -1,0 +1,197 @@
+#include "metarec/cosine_sgd_epoch.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "metarec/bfloat16.h"
+#include "row_groups.h"
+
+namespace metarec {
+namespace {
+
+template <class Real>
+struct Rating {
+  std::uint32_t user, item;
+  Real value;
+};
+
+template <class Real>
+struct Head {
+  Real scale, bias;
+};
+
+}  // namespace
+}  // namespace metarec
+
+#define METAREC_KERNEL "cosine_sgd_epoch_kernel.h"
+#include "for_each_isa.h"
+
+namespace metarec {
+namespace {
+
+constexpr std::uint64_t mix(std::uint64_t value) {
+  value = (value ^ value >> 30) * 0xbf58476d1ce4e5b9;
+  value = (value ^ value >> 27) * 0x94d049bb133111eb;
+  return value ^ value >> 31;
+}
+
+// SplitMix64 (Steele, Lea and Flood 2014): every use has a stream of its own, so that they can run at once.
+class Random {
+ public:
+  Random(std::uint64_t seed, std::uint64_t stream) : state_(mix(seed ^ mix(stream + kStep))) {}
+
+  std::uint64_t below(std::uint64_t limit) { return (mix(state_ += kStep) >> 32) * limit >> 32; }
+
+  template <class Value>
+  void shuffle(std::span<Value> values) {
+    for (std::uint64_t left = values.size(); left > 1; --left) std::swap(values[left - 1], values[below(left)]);
+  }
+
+ private:
+  static constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15;
+  std::uint64_t state_;
+};
+
+constexpr std::uint64_t kUserStream = 0, kItemStream = 1, kRoundStream = 2, kBlockStreams = 3;
+
+// How many groups users and items are cut into. It depends on the ratings alone, not on the threads: blocks of at least
+// 512 ratings, and a power of two, so that threads get equal shares.
+std::int64_t group_count(std::int64_t ratings) {
+  constexpr std::uint64_t least_block = 512, most_groups = 64;
+  std::uint64_t groups = 1;
+  while (groups < most_groups && 4 * groups * groups * least_block <= static_cast<std::uint64_t>(ratings)) groups *= 2;
+  return static_cast<std::int64_t>(groups);
+}
+
+// Gives each row a group, at random but so that groups have about as many ratings each.
+std::vector<std::uint8_t> groups_of(std::span<const std::uint32_t> named, std::int64_t rows, std::int64_t groups,
+                                    Random random) {
+  std::vector<std::uint32_t> counts(static_cast<std::size_t>(rows)), order(counts.size());
+  for (const std::uint32_t row : named) ++counts[row];
+  std::iota(order.begin(), order.end(), 0u);
+  random.shuffle(std::span(order));
+  std::vector<std::uint8_t> group(counts.size());
+  std::uint64_t before = 0;
+  for (const std::uint32_t row : order) {
+    if (counts[row] == 0) continue;
+    group[row] = static_cast<std::uint8_t>(before * static_cast<std::uint64_t>(groups) / named.size());
+    before += counts[row];
+  }
+  return group;
+}
+
+// The ratings, block by block: block (g, h) has those of users of group g and items of group h.
+template <class Real>
+class Blocks {
+ public:
+  Blocks(const Factorization<Real>& model, const Ratings<Real>& ratings, std::uint64_t seed, const Parallel& parallel)
+      : groups_(group_count(std::ssize(ratings.values))) {
+    const std::int64_t count = std::ssize(ratings.values);
+    const auto users = checked_rows(ratings.users, std::ssize(model.user_biases), "cosine_sgd_epoch_: users", parallel);
+    const auto items = checked_rows(ratings.items, std::ssize(model.item_biases), "cosine_sgd_epoch_: items", parallel);
+    const std::span user_rows(users.get(), ratings.values.size()), item_rows(items.get(), ratings.values.size());
+    std::vector<std::uint8_t> user_group, item_group;
+    parallel.run(2, [&](std::int64_t side) {
+      (side == 0 ? user_group : item_group) =
+          side == 0 ? groups_of(user_rows, std::ssize(model.user_biases), groups_, Random(seed, kUserStream))
+                    : groups_of(item_rows, std::ssize(model.item_biases), groups_, Random(seed, kItemStream));
+    });
+    const auto block_of = [&](std::int64_t i) { return user_group[user_rows[i]] * groups_ + item_group[item_rows[i]]; };
+
+    // A counting sort in parts, stable, so that its result does not depend on them.
+    constexpr std::int64_t least_part = 1 << 14;
+    const std::int64_t blocks = groups_ * groups_, parts = std::clamp<std::int64_t>(count / least_part, 1, parallel.threads);
+    std::vector<std::uint32_t> next(static_cast<std::size_t>(parts * blocks));
+    parallel.run(parts, [&](std::int64_t part) {
+      std::uint32_t* counts = next.data() + part * blocks;
+      for (std::int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) ++counts[block_of(i)];
+    });
+    std::uint32_t total = 0;
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      begins_.push_back(total);
+      for (std::int64_t part = 0; part < parts; ++part) {
+        total += std::exchange(next[static_cast<std::size_t>(part * blocks + block)], total);
+      }
+    }
+    begins_.push_back(total);
+    ratings_ = std::make_unique_for_overwrite<Rating<Real>[]>(static_cast<std::size_t>(count));
+    parallel.run(parts, [&](std::int64_t part) {
+      std::uint32_t* places = next.data() + part * blocks;
+      for (std::int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
+        ratings_[places[block_of(i)]++] = {user_rows[i], item_rows[i], ratings.values[i]};
+      }
+    });
+  }
+
+  std::int64_t groups() const { return groups_; }
+
+  std::span<Rating<Real>> block(std::int64_t index) {
+    const auto begin = begins_[static_cast<std::size_t>(index)], end = begins_[static_cast<std::size_t>(index) + 1];
+    return {ratings_.get() + begin, end - begin};
+  }
+
+ private:
+  std::int64_t groups_;
+  std::vector<std::uint32_t> begins_;
+  std::unique_ptr<Rating<Real>[]> ratings_;
+};
+
+template <class Real>
+void check_values(std::span<const Real> values, RatingLoss loss) {
+  const bool logistic = loss == RatingLoss::logistic;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (logistic ? values[i] >= 0 && values[i] <= 1 : std::isfinite(values[i])) continue;
+    throw std::invalid_argument("cosine_sgd_epoch_: ratings must be " +
+                                std::string(logistic ? "from 0 to 1 for the logistic loss" : "finite") + ", got " +
+                                std::to_string(values[i]) + " at " + std::to_string(i));
+  }
+}
+
+}  // namespace
+
+template <class Real>
+double cosine_sgd_epoch(const Factorization<Real>& model, const Ratings<Real>& ratings, const SgdOptions& options,
+                        const Parallel& parallel) {
+  check_values(ratings.values, options.loss);
+  Blocks<Real> blocks(model, ratings, options.seed, parallel);
+  const std::int64_t groups = blocks.groups();
+  std::vector<std::int64_t> rounds(static_cast<std::size_t>(groups));
+  std::iota(rounds.begin(), rounds.end(), 0);
+  Random(options.seed, kRoundStream).shuffle(std::span(rounds));
+  std::vector<Head<Real>> heads(rounds.size());
+  std::vector<double> losses(rounds.size());
+  double loss = 0;
+  for (const std::int64_t offset : rounds) {
+    std::ranges::fill(heads, Head<Real>{model.head[0], model.head[1]});
+    parallel.run(groups, [&](std::int64_t group) {
+      const std::int64_t index = group * groups + (group + offset) % groups;
+      const std::span<Rating<Real>> block = blocks.block(index);
+      Random(options.seed, kBlockStreams + static_cast<std::uint64_t>(index)).shuffle(block);
+      const auto slot = static_cast<std::size_t>(group);
+      losses[slot] = METAREC_DISPATCH(run_block<Real>(model, options, block, heads[slot]));
+    });
+    // What all share is moved by the mean of the moves of the blocks.
+    Head<Real> total{0, 0};
+    for (const Head<Real>& head : heads) total = {total.scale + head.scale, total.bias + head.bias};
+    model.head[0] = total.scale / static_cast<Real>(groups);
+    model.head[1] = total.bias / static_cast<Real>(groups);
+    loss = std::accumulate(losses.begin(), losses.end(), loss);
+  }
+  return loss / static_cast<double>(ratings.values.size());
+}
+
+template double cosine_sgd_epoch(const Factorization<float>&, const Ratings<float>&, const SgdOptions&,
+                                 const Parallel&);
+template double cosine_sgd_epoch(const Factorization<double>&, const Ratings<double>&, const SgdOptions&,
+                                 const Parallel&);
+
+}  // namespace metarec
