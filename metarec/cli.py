@@ -233,6 +233,10 @@ def recommend(
         print(json.dumps([_plain(one) for one in recommended], indent=2, ensure_ascii=False))
     else:
         Console().print(_recommendations(newcomer, recommended))
+        if recommender.algorithm.ranks_by == "choice":
+            print(
+                f"\nLikeliest to be chosen first; the score is the rating to expect from a {side} who does."
+            )
 
 
 def _plain(one: Recommendation) -> dict[str, Any]:

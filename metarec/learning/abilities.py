@@ -14,14 +14,14 @@ from metarec.tasks import EntityRows, Query, Support
 
 @runtime_checkable
 class Factorized(Protocol):
-    """Its mean is a dot product, so that the k best of a catalogue are found exactly by `cosine_topk`."""
+    """Ranks a catalogue by a dot product, so that the k best are found exactly by `cosine_topk`."""
 
     def query_factors(self, adapted: Adapted) -> Tensor:
         """float [T, d]: one vector per task."""
         ...
 
     def candidate_factors(self, side: Side, partners: EntityRows) -> Tensor:
-        """float [P, d]: one vector per partner of tasks on `side`; their dot product is the predicted mean."""
+        """float [P, d]: one vector per partner of tasks on `side`; the dot product is what `ranks_by` says."""
         ...
 
 

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -71,6 +71,9 @@ class Algorithm(ABC):
         The scenarios it can answer.
     feedback : tuple of "explicit", "implicit"
         The kinds of rating it can fit.
+    ranks_by : "mean" or "choice"
+        What lists over a catalogue are ranked by: the predicted mean, or, by `Factorized` algorithms that model it, how
+        likely a partner is chosen at all, which is not what a rating says.
     is_floor : bool
         Whether it is a trivial predictor that reports compare the others with.
     """
@@ -78,6 +81,7 @@ class Algorithm(ABC):
     name: ClassVar[str]
     scenarios: ClassVar[tuple[str, ...]] = SCENARIOS
     feedback: ClassVar[tuple[str, ...]] = ("explicit", "implicit")
+    ranks_by: ClassVar[Literal["mean", "choice"]] = "mean"
     is_floor: ClassVar[bool] = False
 
     @abstractmethod

@@ -82,7 +82,10 @@ class Newcomer:
         return self.recommender.catalogue(partner_side(self.side))
 
     def recommend(self, k: int = 10) -> list[Recommendation]:
-        """The `k` highest expected ratings among the known partners not rated, best first, ties by row.
+        """The `k` best of the known partners not rated, best first, ties by row.
+
+        Best is the highest expected rating; or, by an algorithm that ranks by choice, what the newcomer is likeliest to
+        choose, whatever rating is expected of it then.
 
         Raises
         ------

@@ -129,7 +129,7 @@ class Recommender:
         return EntityRows(torch.arange(len(known)), known.features)
 
     def best(self, side: Side, adapted: Adapted, k: int, *, excluded: Tensor) -> Tensor:
-        """int64 [k]: rows of the partners with the highest mean for one adapted task, best first, ties by row."""
+        """int64 [k]: the rows of the partners that one task ranks first, ties by row; see `Algorithm.ranks_by`."""
         if isinstance(self.algorithm, Factorized):
             queries = self.algorithm.query_factors(adapted)
             exclusion = (torch.tensor([0, excluded.numel()]), excluded)

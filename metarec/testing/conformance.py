@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from metarec import artifact
-from metarec.learning import Algorithm, Explainable, Factorized, Prediction, Run, Updatable
+from metarec.learning import Adapted, Algorithm, Explainable, Factorized, Prediction, Run, Updatable
 from metarec.options import build
 from metarec.pluginmanager import PluginManager
 from metarec.serving import Recommender
@@ -206,14 +206,22 @@ class AlgorithmConformance:
         loaded = artifact.load(tmp_path / "saved", plugins=plugins).algorithm
         _assert_equal(_predicted(loaded, tasks), _predicted(fitted, tasks), "after saving and loading")
 
-    def test_factors_give_the_mean(self, fitted: Algorithm, tasks: Tasks) -> None:
-        """`Factorized`: the dot product of query and candidate factors."""
+    def test_factors_rank_the_catalogue(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """`Factorized`: by dot products that are the mean, or with `ranks_by` "choice" do not depend on the batch."""
         if not isinstance(fitted, Factorized):
             pytest.skip(f"{fitted.name} is not Factorized")
-        queries = fitted.query_factors(fitted.adapt(tasks.support))
-        candidates = fitted.candidate_factors(tasks.support.side, tasks.query.partners)
-        dot = (queries[tasks.query.owner] * candidates[tasks.query.partner]).sum(1)
-        self._close(dot, _predicted(fitted, tasks).mean, "the factors' dot product", "the predicted mean")
+        dot = _dot_products(fitted, fitted.adapt(tasks.support), tasks)
+        if fitted.ranks_by == "mean":
+            self._close(dot, _predicted(fitted, tasks).mean, "the factors' dot product", "the predicted mean")
+        turned = torch.arange(len(tasks)).flip(0)
+        other_way = tasks.select(turned)
+        found = _dot_products(fitted, fitted.adapt(other_way.support), other_way)
+        self._close(
+            found,
+            dot[tasks.query.entries(turned)[1]],
+            "the dot product in another order",
+            "that of the batch",
+        )
 
     def test_absorb_is_adapting_to_all_and_forget_undoes_it(self, fitted: Algorithm, tasks: Tasks) -> None:
         """`Updatable`: as if the rating had been in the support, or had not."""
@@ -231,16 +239,16 @@ class AlgorithmConformance:
         )
         rest = _entries(tasks.support, kept, tasks.support.counts - 1)
         all_at_once, without = fitted.adapt(tasks.support), fitted.adapt(rest)
-        expected = fitted.predict(all_at_once, tasks.query)
-        self._same(
-            fitted.predict(fitted.absorb(without, one), tasks.query), expected, "absorbing the last rating"
-        )
-        expected = fitted.predict(without, tasks.query)
-        self._same(
-            fitted.predict(fitted.forget(all_at_once, one), tasks.query),
-            expected,
-            "forgetting the last rating",
-        )
+        for what, found, expected in (
+            ("absorbing the last rating", fitted.absorb(without, one), all_at_once),
+            ("forgetting the last rating", fitted.forget(all_at_once, one), without),
+        ):
+            self._same(fitted.predict(found, tasks.query), fitted.predict(expected, tasks.query), what)
+            if isinstance(fitted, Factorized):
+                dot = _dot_products(fitted, found, tasks)
+                self._close(
+                    dot, _dot_products(fitted, expected, tasks), f"the dot product after {what}", "as it was"
+                )
 
     def test_explanation_adds_up(self, fitted: Algorithm, tasks: Tasks) -> None:
         """`Explainable`: baseline + contributions = mean where additive; else each is the effect of leaving one out."""
@@ -309,6 +317,13 @@ def _fitted(suite: type[AlgorithmConformance], feedback: str, dtype: torch.dtype
 
 def _predicted(fitted: Algorithm, tasks: Tasks) -> Prediction:
     return fitted.predict(fitted.adapt(tasks.support), tasks.query)
+
+
+def _dot_products(fitted: Factorized, adapted: Adapted, tasks: Tasks) -> Tensor:
+    """Of each query partner with its task."""
+    queries = fitted.query_factors(adapted)
+    candidates = fitted.candidate_factors(tasks.support.side, tasks.query.partners)
+    return (queries[tasks.query.owner] * candidates[tasks.query.partner]).sum(1)
 
 
 def _take(prediction: Prediction, entries: Tensor) -> Prediction:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple, Self
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from metarec import Range, hookimpl
-from metarec.data import Dataset, Features, Side, partner_side
+from metarec.data import Dataset, Features, RatingScale, Side, partner_side
 from metarec.learning import (
     Adapted,
     Algorithm,
@@ -41,14 +42,42 @@ class Posterior(Adapted):
     mean : float [T, 1 + rank]
     cholesky : float [T, 1 + rank, 1 + rank]
         Lower Cholesky factor of the precision.
-    count : int64 [T]
-        Ratings it rests on.
-    side : "user" or "item"
     """
 
     mean: Tensor
     cholesky: Tensor
+
+
+@dataclass(frozen=True)
+class ChoicePosterior(Posterior):
+    """The same of what it chooses.
+
+    Parameters
+    ----------
+    count : int64 [T]
+        Partners in the support.
+    sums : float [T, d² + 2 d], with d = 1 + rank
+        Sums over them of φφᵀ, (1 − o) φ and o φ, with o the score that the partner has by itself.
+    """
+
     count: Tensor
+    sums: Tensor
+
+
+@dataclass(frozen=True)
+class Newcomers(Adapted):
+    """What each task's entity is like.
+
+    Parameters
+    ----------
+    choice : ChoicePosterior
+    rating : Posterior, optional
+        None where feedback is implicit.
+    side : "user" or "item"
+    """
+
+    choice: ChoicePosterior
+    rating: Posterior | None
     side: Side
 
 
@@ -98,37 +127,36 @@ class Observations(NamedTuple):
 
 
 class Bayesian(Algorithm):
-    r"""Bias and factors of users and items, Gaussian around what their attributes lead to expect.
+    """Bias and factors of users and items, Gaussian around what their attributes lead to expect.
 
-    .. math::
-        r_{ui} = \mu + b_u + b_i + u^\top v + \varepsilon, \qquad
-        (b_u, u) \sim N(W_U f_u + c_U, \Sigma_U), \quad (b_i, v) \sim N(W_I f_i + c_I, \Sigma_I),
-        \quad \varepsilon \sim N(0, \sigma^2(m))
+        r_ui = μ + b_u + b_i + uᵀv + ε,   (b_u, u) ~ N(W_U f_u + c_U, Σ_U),   (b_i, v) ~ N(W_I f_i + c_I, Σ_I),
+        ε ~ N(0, σ²(m))
 
     with f the attributes' features and m the expected rating: on most scales ratings near an end vary less, so the
-    noise is a function of the mean, log-linear between knots. Such ratings are skewed too, and full weights
-    :math:`1 / \sigma^2(m)` would trust them too much: posteriors take the noise half-way to its average,
-    :math:`\tilde\sigma^2 = \sqrt{\sigma^2(m) \bar\sigma^2}`, predictions take it as it is.
+    noise is a function of the mean, log-linear between knots. Such ratings are skewed too, and full weights 1/σ²(m)
+    would trust them too much: posteriors take the noise half-way to its average, τ² = σ(m) σ̄; predictions take it as
+    it is.
 
-    **Fit.** Variational EM with :math:`q = \prod_u q(b_u, u) \prod_i q(b_i, v)`: each factor is the exact Gaussian
-    posterior given the other side's moments. The content priors are then fitted as `fit_content_prior` does, each
-    entity weighted by its ratings, since that is how often a new one like it will be met.
+    **Fit.** Variational EM with q = Π_u q(b_u, u) Π_i q(b_i, v): each factor is the exact Gaussian posterior given the
+    other side's moments. The content priors are then fitted as `fit_content_prior` does, each entity weighted by its
+    ratings, since that is how often a new one like it will be met.
 
-    **Adapt and predict.** With :math:`\theta` the entity's bias and factors and :math:`\varphi = (1, v)` of a partner,
+    **Adapt and predict.** With θ the entity's bias and factors, θ₀ their prior mean, and φ = (1, v) of a partner,
 
-    .. math::
-        \Lambda = \Sigma^{-1} + \sum_j w_j \varphi_j \varphi_j^\top, \qquad
-        \hat\theta = \theta_0 + \Lambda^{-1} \sum_j w_j \varphi_j (r_j - \mu - b_j - \varphi_j^\top \theta_0)
+        Λ = Σ⁻¹ + Σ_j w_j φ_j φ_jᵀ,   θ̂ = θ₀ + Λ⁻¹ Σ_j w_j φ_j (r_j − μ − b_j − φ_jᵀ θ₀)
 
     exactly, given the partners. What is not known of them counts by moment matching: with C the partner's covariance,
-    :math:`1 / w = \tilde\sigma^2 + E[a^\top C a]` over the prior of :math:`a = (1, u)`, and the variance of a rating is
-    :math:`\sigma^2 + \hat a^\top C \hat a + \hat\varphi^\top \Lambda^{-1} \hat\varphi + \mathrm{tr}(C \Lambda^{-1})`,
-    the trace over the factors. The same holds with the sides swapped; a new partner has its content prior.
+    1/w = τ² + E[aᵀ C a] over the prior of a = (1, u), and the variance of a rating is
+    σ² + âᵀ C â + φ̂ᵀ Λ⁻¹ φ̂ + tr(C Λ⁻¹), the trace over the factors. The same holds with the sides swapped; a new
+    partner has its content prior.
 
-    **Implicit feedback** (Hu et al. 2008): what is in a support has target 1 and weight 1, what is not target 0 and
-    weight `unobserved_weight`; θ is then the weighted ridge regression over all known partners, from one Gram matrix
-    of them all. The item's bias is its popularity. An empty support says nothing at all: it keeps the prior. The
-    weights make a pseudo-likelihood, so no variance is given.
+    **Choices** (Hu et al. 2008), from implicit feedback, or beside explicit ratings from what was rated at all: a model
+    of the same form for 1 where a partner was chosen, with weight 1, and 0 where not, with weight `unobserved_weight`;
+    θ is the weighted ridge regression over all known partners, from one Gram matrix of them all. The item's bias is its
+    popularity. A support of n partners shows a share ``min(1, n / n̄)`` of what its entity would choose, with n̄ the
+    known entities' average: what is not in it counts as not chosen by that share, so that an empty support keeps the
+    prior. The weights make a pseudo-likelihood, so no variance is given. Lists over a catalogue are ranked by this:
+    what matters there is what a newcomer would choose.
 
     Parameters
     ----------
@@ -137,7 +165,7 @@ class Bayesian(Algorithm):
     iterations : int, default 8
         Sweeps of EM.
     unobserved_weight : float, default 0.2
-        With implicit feedback, how much a partner that was not chosen counts beside one that was.
+        How much a partner that was not chosen counts beside one that was.
 
     References
     ----------
@@ -146,6 +174,7 @@ class Bayesian(Algorithm):
     """
 
     name = "bayesian"
+    ranks_by: ClassVar[Literal["mean", "choice"]] = "choice"
 
     def __init__(
         self,
@@ -159,101 +188,115 @@ class Bayesian(Algorithm):
         self.unobserved_weight = unobserved_weight
 
     def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
-        """Fit the factors of the known entities, then the content priors, then the factors under these."""
-        unobserved = self.unobserved_weight if train.scale.implicit else 0.0
-        em = VariationalEM(train, rank=self.rank, unobserved=unobserved, run=run)
-        for epoch in run.epochs(self.iterations, f"fit {self.name}"):
-            em.sweep()
-            run.report(self, epoch, {"noise": float(em.noise.average)})
-        em.fit_content_priors()
-        self.implicit_ = train.scale.implicit
-        self.mean_ = em.mean
-        self.noise_ = em.noise._asdict()
-        self.prior_ = {side: prior.to(run.device, run.dtype)._asdict() for side, prior in em.prior.items()}
-        self.known_ = {side: known._asdict() for side, known in em.known.items()}
-        self.background_ = {side: em.background(side)._asdict() for side in SIDES} if self.implicit_ else {}
+        """Fit what is chosen, and where ratings are explicit what they are."""
+        self.choice_ = self._fitted(_choices(train), run, "choices").choice_model().state()
+        self.rating_ = {}
+        if not train.scale.implicit:
+            self.rating_ = self._fitted(train, run, "ratings").rating_model().state()
         return self
 
-    def adapt(self, support: Support) -> Posterior:
+    def adapt(self, support: Support) -> Newcomers:
         """The posterior of each task's bias and factors."""
-        observations = self._observations(support)
-        mean, precision = self._start(support)
-        posterior = gaussian_posterior(*observations, support.offsets, mean, precision)
-        return Posterior(posterior.mean, posterior.cholesky, support.counts, support.side)
+        rating = self.ratings.adapt(support) if self.rating_ else None
+        return Newcomers(self.choices.adapt(support), rating, support.side)
 
     def predict(self, adapted: Adapted, query: Query) -> Prediction:
-        """Mean and variance of each rating; with implicit feedback a score."""
-        assert isinstance(adapted, Posterior)
-        partners, partner = self._met(adapted.side, query)
-        mean = _expected(self.mean_, adapted.mean[query.owner], partners, partner)
-        if self.implicit_:
-            return Prediction(mean)
-        entities = Gaussians(adapted.mean, torch.cholesky_inverse(adapted.cholesky))
-        unknown = _unknown(entities, query.owner, partners, partner)
-        noise = Noise(**self.noise_)(mean)
-        return Prediction(mean, noise + unknown, noise)
-
-    def log_evidence(self, support: Support) -> Tensor:
-        """float [T]: log density of each task's ratings before any of them is known."""
-        mean, precision = self._start(support)
-        return gaussian_posterior(*self._observations(support), support.offsets, mean, precision).log_evidence
+        """Mean and variance of each rating; with implicit feedback the score of being chosen."""
+        newcomers = _newcomers(adapted)
+        if newcomers.rating is None:
+            return Prediction(
+                self.choices.expected(newcomers.side, newcomers.choice.mean[query.owner], query)
+            )
+        return self.ratings.predict(newcomers.side, newcomers.rating, query)
 
     def query_factors(self, adapted: Adapted) -> Tensor:
-        """float [T, rank + 2]: ``(1, μ + bias, factors)``."""
-        assert isinstance(adapted, Posterior)
-        return _entity_factors(self.mean_, adapted.mean)
+        """float [T, rank + 2]: ``(1, μ + bias, factors)`` of what the entities choose."""
+        return _entity_factors(self.choices.mean, _newcomers(adapted).choice.mean)
 
     def candidate_factors(self, side: Side, partners: EntityRows) -> Tensor:
-        """float [P, rank + 2]: ``(bias, 1, factors)``."""
-        return _partner_factors(self._entities(partner_side(side), partners))
+        """float [P, rank + 2]: ``(bias, 1, factors)`` of how the partners are chosen."""
+        return _partner_factors(self.choices.entities(partner_side(side), partners))
 
-    def absorb(self, adapted: Adapted, rating: Support) -> Posterior:
-        """One more rating per task, in O(rank²)."""
-        assert isinstance(adapted, Posterior)
-        updated = self._updated(adapted, rating, 1)
-        return self._where(adapted.count == 0, self.adapt(rating), updated) if self.implicit_ else updated
+    def absorb(self, adapted: Adapted, rating: Support) -> Newcomers:
+        """One more rating per task: in O(rank²), and what is chosen in O(rank³)."""
+        return self._updated(_newcomers(adapted), rating, 1)
 
-    def forget(self, adapted: Adapted, rating: Support) -> Posterior:
-        """One rating less per task, in O(rank²)."""
-        assert isinstance(adapted, Posterior)
-        updated = self._updated(adapted, rating, -1)
-        return (
-            self._where(updated.count == 0, self.adapt(rating.first(0)), updated)
-            if self.implicit_
-            else updated
-        )
+    def forget(self, adapted: Adapted, rating: Support) -> Newcomers:
+        """One rating less per task: in O(rank²), and what is chosen in O(rank³)."""
+        return self._updated(_newcomers(adapted), rating, -1)
 
     def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
-        r"""Rating j adds :math:`w_j \varphi^\top \Lambda^{-1} \varphi_j (r_j - \mu - b_j - \varphi_j^\top \theta_0)`.
+        """Rating j adds ``φ*ᵀ Λ⁻¹ w_j φ_j (r_j − μ − b_j − φ_jᵀ θ₀)`` to what the prior expects.
 
         With implicit feedback what was not chosen counts too; each of the support's has an equal share of that.
         """
-        assert isinstance(adapted, Posterior)
-        observations = self._observations(support)
-        prior = self._prior(support.side).mean(support.entities.features)
-        expected = (observations.feature * prior[support.owner]).sum(1)
-        push = observations.feature * (observations.precision * (observations.target - expected))[:, None]
-        if self.implicit_:
-            background = self._background_push(support.side, prior) / support.counts[:, None]
-            push = push + background[support.owner]
-        partners, partner = self._met(support.side, query)
-        pattern = partners.pattern[partner]
-        pull = torch.cholesky_solve(pattern[..., None], adapted.cholesky[query.owner])[..., 0]
+        newcomers = _newcomers(adapted)
+        model: FactorModel = self.choices if newcomers.rating is None else self.ratings
+        posterior = newcomers.rating or newcomers.choice
+        prior = model.prior[support.side].mean(support.entities.features)
+        partners, partner = model.met(support.side, query)
+        pull = torch.cholesky_solve(partners.pattern[partner][..., None], posterior.cholesky[query.owner])[
+            ..., 0
+        ]
         offsets, entries = support.entries(query.owner)
         asked = torch.repeat_interleave(torch.arange(len(pull), device=pull.device), offsets.diff())
         return Explanation(
-            baseline=_expected(self.mean_, prior[query.owner], partners, partner),
+            baseline=model.expected(support.side, prior[query.owner], query),
             offsets=offsets,
-            contribution=(pull[asked] * push[entries]).sum(1),
+            contribution=(pull[asked] * model.push(support)[entries]).sum(1),
             kind="additive",
         )
 
-    def _prior(self, side: Side) -> ContentPrior:
-        return ContentPrior(**self.prior_[side])
+    @property
+    def ratings(self) -> RatingModel:
+        """How ratings come about, where they are explicit."""
+        return RatingModel.from_state(self.rating_)
 
-    def _entities(self, side: Side, entities: EntityRows) -> Gaussians:
+    @property
+    def choices(self) -> ChoiceModel:
+        """How partners are chosen."""
+        return ChoiceModel.from_state(self.choice_)
+
+    def _fitted(self, train: Dataset, run: Run, what: str) -> VariationalEM:
+        unobserved = self.unobserved_weight if train.scale.implicit else 0.0
+        em = VariationalEM(train, rank=self.rank, unobserved=unobserved, run=run)
+        for epoch in run.epochs(self.iterations, f"fit {self.name}: {what}"):
+            em.sweep()
+            run.report(self, epoch, {f"noise of {what}": float(em.noise.average)})
+        em.fit_content_priors()
+        return em
+
+    def _updated(self, newcomers: Newcomers, rating: Support, sign: int) -> Newcomers:
+        choice = self.choices.updated(newcomers.choice, rating, sign)
+        if newcomers.rating is None:
+            return replace(newcomers, choice=choice)
+        return replace(newcomers, choice=choice, rating=self.ratings.updated(newcomers.rating, rating, sign))
+
+
+@dataclass(frozen=True)
+class FactorModel(ABC):
+    """``μ + b_u + b_i + uᵀv``, with what is known of each entity and what is expected of a new one.
+
+    Parameters
+    ----------
+    mean : float
+        μ.
+    prior : mapping of side to ContentPrior
+    known : mapping of side to Gaussians
+        Of the training set's entities.
+    """
+
+    mean: float
+    prior: Mapping[Side, ContentPrior]
+    known: Mapping[Side, Gaussians]
+
+    def state(self) -> dict[str, Any]:
+        """Everything as nested mappings of tensors and numbers."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def entities(self, side: Side, entities: EntityRows) -> Gaussians:
         """What is known of entities as partners: what `fit` made of their ratings, or of new ones the prior."""
-        known, prior = Gaussians(**self.known_[side]), self._prior(side)
+        known, prior = self.known[side], self.prior[side]
         new, rows = entities.rows < 0, entities.rows.clamp(min=0)
         mean, covariance = known.mean[rows], known.covariance[rows]
         if new.any():
@@ -261,58 +304,148 @@ class Bayesian(Algorithm):
             covariance = torch.where(new[:, None, None], prior.covariance, covariance)
         return Gaussians(mean, covariance)
 
-    def _met(self, side: Side, lists: Support | Query) -> tuple[Gaussians, Tensor]:
+    def met(self, side: Side, lists: Support | Query) -> tuple[Gaussians, Tensor]:
         """The partners that tasks on `side` name, and each entry's among them."""
         named, partner = torch.unique(lists.partner, return_inverse=True)
-        return self._entities(partner_side(side), lists.partners.select(named)), partner
+        return self.entities(partner_side(side), lists.partners.select(named)), partner
 
-    def _observations(self, support: Support) -> Observations:
-        prior = self._prior(support.side)
-        partners, partner = self._met(support.side, support)
-        feature = partners.pattern[partner]
-        offset = self.mean_ + partners.bias[partner]
-        if self.implicit_:
-            observed, unobserved = self._background(support.side).weights.tolist()
-            return _one_class(feature, offset, observed, unobserved)
+    def expected(self, side: Side, entities: Tensor, query: Query) -> Tensor:
+        """float [n]: the mean for each query partner, of the `entities` (float [n, 1 + rank]) that ask."""
+        partners, partner = self.met(side, query)
+        return _expected(self.mean, entities, partners, partner)
+
+    @abstractmethod
+    def push(self, support: Support) -> Tensor:
+        """float [n, 1 + rank]: what each rating adds to ``Λ (θ̂ − θ₀)``."""
+
+
+@dataclass(frozen=True)
+class RatingModel(FactorModel):
+    """What ratings are.
+
+    Parameters
+    ----------
+    noise : Noise
+    """
+
+    noise: Noise
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> RatingModel:
+        """The model that `state` was taken of."""
+        return cls(state["mean"], *_sides(state), Noise(**state["noise"]))
+
+    def adapt(self, support: Support) -> Posterior:
+        """The posterior given a support."""
+        posterior = gaussian_posterior(*self.observations(support), support.offsets, *self._start(support))
+        return Posterior(posterior.mean, posterior.cholesky)
+
+    def log_evidence(self, support: Support) -> Tensor:
+        """float [T]: log density of each task's ratings before any of them is known."""
+        observations = self.observations(support)
+        return gaussian_posterior(*observations, support.offsets, *self._start(support)).log_evidence
+
+    def predict(self, side: Side, posterior: Posterior, query: Query) -> Prediction:
+        """Mean and variance of each query partner's rating."""
+        partners, partner = self.met(side, query)
+        mean = _expected(self.mean, posterior.mean[query.owner], partners, partner)
+        entities = Gaussians(posterior.mean, torch.cholesky_inverse(posterior.cholesky))
+        noise = self.noise(mean)
+        return Prediction(mean, noise + _unknown(entities, query.owner, partners, partner), noise)
+
+    def updated(self, posterior: Posterior, rating: Support, sign: int) -> Posterior:
+        """With one more rating per task, or one less where `sign` is −1."""
+        feature, target, precision = self.observations(rating)
+        update = gaussian_update(posterior.mean, posterior.cholesky, feature, target, sign * precision)
+        return Posterior(*update)
+
+    def push(self, support: Support) -> Tensor:
+        feature, target, precision = self.observations(support)
+        prior = self.prior[support.side].mean(support.entities.features)
+        surprise = target - (feature * prior[support.owner]).sum(1)
+        return feature * (precision * surprise)[:, None]
+
+    def observations(self, support: Support) -> Observations:
+        """What the ratings say of their entities."""
+        prior = self.prior[support.side]
+        partners, partner = self.met(support.side, support)
+        feature, offset = partners.pattern[partner], self.mean + partners.bias[partner]
         entities = Gaussians(
             prior.mean(support.entities.features), prior.covariance.expand(len(support), -1, -1)
         )
-        noise = Noise(**self.noise_).tempered(offset + (feature * entities.mean[support.owner]).sum(1))
+        noise = self.noise.tempered(offset + (feature * entities.mean[support.owner]).sum(1))
         unknown = _pairwise(partners.covariance.flatten(1), partner, entities.pattern_moment, support.owner)
         return Observations(feature, support.rating - offset, 1 / (noise + unknown))
 
     def _start(self, support: Support) -> tuple[Tensor, Tensor]:
-        """Mean [T, d] and precision ([d, d] or [T, d, d]) before the ratings themselves."""
-        prior = self._prior(support.side)
-        mean = prior.mean(support.entities.features)
-        precision = torch.cholesky_inverse(torch.linalg.cholesky(prior.covariance))
-        if not self.implicit_:
-            return mean, precision
-        some = (support.counts > 0).to(mean.dtype)[:, None]
-        precision = precision + some[..., None] * self._background(support.side).precision
-        push = some * self._background_push(support.side, mean)
-        return mean + torch.linalg.solve(precision, push[..., None])[..., 0], precision
+        prior = self.prior[support.side]
+        return prior.mean(support.entities.features), _inverse(prior.covariance)
 
-    def _background_push(self, side: Side, prior: Tensor) -> Tensor:
-        """float [T, d]: how what was not chosen moves the prior means, in units of precision."""
-        background = self._background(side)
-        return background.shift - prior @ background.precision
 
-    def _background(self, side: Side) -> Background:
-        return Background(**self.background_[side])
+@dataclass(frozen=True)
+class ChoiceModel(FactorModel):
+    """What is chosen.
 
-    def _updated(self, adapted: Posterior, rating: Support, sign: int) -> Posterior:
-        feature, target, precision = self._observations(rating)
-        mean, cholesky = gaussian_update(adapted.mean, adapted.cholesky, feature, target, sign * precision)
-        return replace(adapted, mean=mean, cholesky=cholesky, count=adapted.count + sign)
+    Parameters
+    ----------
+    background : mapping of side to Background
+        What is not chosen.
+    """
 
-    @staticmethod
-    def _where(chosen: Tensor, these: Posterior, others: Posterior) -> Posterior:
-        return replace(
-            others,
-            mean=torch.where(chosen[:, None], these.mean, others.mean),
-            cholesky=torch.where(chosen[:, None, None], these.cholesky, others.cholesky),
+    background: Mapping[Side, Background]
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> ChoiceModel:
+        """The model that `state` was taken of."""
+        background = {side: Background(**state["background"][side]) for side in SIDES}
+        return cls(state["mean"], *_sides(state), background)
+
+    def adapt(self, support: Support) -> ChoicePosterior:
+        """The posterior given a support."""
+        partners, partner = self.met(support.side, support)
+        offset = (self.mean + partners.bias)[:, None]
+        pattern = partners.pattern
+        table = torch.cat([_outer(pattern), (1 - offset) * pattern, offset * pattern], 1)
+        sums = _gathered(table, partner, support.offsets, table.new_ones(partner.numel()))
+        return self._posterior(support, support.counts, sums)
+
+    def updated(self, posterior: ChoicePosterior, rating: Support, sign: int) -> ChoicePosterior:
+        """With one more choice per task, or one less where `sign` is −1."""
+        one = self.adapt(rating)
+        return self._posterior(rating, posterior.count + sign, posterior.sums + sign * one.sums)
+
+    def push(self, support: Support) -> Tensor:
+        background, share = self.background[support.side], self._share(support.side, support.counts)
+        prior = self.prior[support.side].mean(support.entities.features)
+        observed, unobserved = background.weights[0], (background.weights[1] * share)[support.owner]
+        partners, partner = self.met(support.side, support)
+        pattern, offset = partners.pattern[partner], self.mean + partners.bias[partner]
+        own = (pattern * prior[support.owner]).sum(1)
+        chosen = observed * (1 - offset - own) + unobserved * (offset + own)
+        rest = (share / support.counts)[:, None] * (background.shift - prior @ background.precision)
+        return pattern * chosen[:, None] + rest[support.owner]
+
+    def _posterior(self, of: Support, count: Tensor, sums: Tensor) -> ChoicePosterior:
+        """From the sums over the partners of the tasks of `of`."""
+        prior, background, share = self.prior[of.side], self.background[of.side], self._share(of.side, count)
+        mean = prior.mean(of.entities.features)
+        size = mean.shape[1]
+        moment, chosen, by_itself = sums.split([size**2, size, size], 1)
+        observed, unobserved = background.weights[0], (background.weights[1] * share)[:, None]
+        inverse = _inverse(prior.covariance)
+        extra = ((observed - unobserved) * moment).view(-1, size, size)
+        precision = inverse + share[:, None, None] * background.precision + extra
+        shift = (
+            mean @ inverse + share[:, None] * background.shift + observed * chosen + unobserved * by_itself
         )
+        cholesky = torch.linalg.cholesky(precision)
+        solved = torch.cholesky_solve(shift[..., None], cholesky)[..., 0]
+        return ChoicePosterior(solved, cholesky, count, sums)
+
+    def _share(self, side: Side, count: Tensor) -> Tensor:
+        """float [T]: how much of what an entity would choose a support of some size shows."""
+        usual = self.background[side].usual
+        return (count.to(usual.dtype) / usual).clamp(max=1)
 
 
 class Noise(NamedTuple):
@@ -361,11 +494,22 @@ class Noise(NamedTuple):
 
 
 class Background(NamedTuple):
-    """What all of an implicit entity's unobserved partners say: a precision [d, d], a shift [d] and the two weights."""
+    """What it says of an entity that it chose none of all partners.
+
+    Parameters
+    ----------
+    precision : float [d, d]
+    shift : float [d]
+    weights : float [2]
+        Of a partner that was chosen, and of one that was not.
+    usual : float []
+        Partners that a known entity chose, on average.
+    """
 
     precision: Tensor
     shift: Tensor
     weights: Tensor
+    usual: Tensor
 
 
 class VariationalEM:
@@ -475,7 +619,19 @@ class VariationalEM:
         pattern = partners.pattern
         moment = partners.pattern_moment.sum(0).view(pattern.shape[1], -1)
         shift = pattern.mT @ (self.mean + partners.bias) + partners.pattern_with_bias.sum(0)
-        return Background(weight * moment, -weight * shift, moment.new_tensor([observed, weight]))
+        usual = moment.new_tensor(self.rating.numel() / self.size[side])
+        return Background(weight * moment, -weight * shift, moment.new_tensor([observed, weight]), usual)
+
+    def rating_model(self) -> RatingModel:
+        """What was found of explicit ratings."""
+        return RatingModel(self.mean, *self._found(), self.noise)
+
+    def choice_model(self) -> ChoiceModel:
+        """What was found of implicit feedback."""
+        return ChoiceModel(self.mean, *self._found(), {side: self.background(side) for side in SIDES})
+
+    def _found(self) -> tuple[dict[Side, ContentPrior], dict[Side, Gaussians]]:
+        return {side: self.prior[side].to(self.run.device, self.run.dtype) for side in SIDES}, self.known
 
     def evidence_bound(self) -> float:
         """The evidence lower bound, for explicit ratings."""
@@ -525,6 +681,31 @@ class VariationalEM:
         self.prior[side] = prior.to(self.run.device, torch.float64)
         mean = mean.to(self.run.device, self.run.dtype)
         self.known[side] = Gaussians(mean, mean.new_zeros(*mean.shape, 1 + rank))
+
+
+def _newcomers(adapted: Adapted) -> Newcomers:
+    assert isinstance(adapted, Newcomers)
+    return adapted
+
+
+def _choices(train: Dataset) -> Dataset:
+    """What was chosen, whatever was said of it then."""
+    return replace(train, rating=torch.ones_like(train.rating), scale=RatingScale.for_implicit())
+
+
+def _plain(value: Any) -> Any:
+    """Nested mappings in place of named tuples."""
+    if isinstance(value, tuple):
+        value = value._asdict()  # type: ignore[attr-defined]
+    return {name: _plain(part) for name, part in value.items()} if isinstance(value, Mapping) else value
+
+
+def _sides(state: Mapping[str, Any]) -> tuple[dict[Side, ContentPrior], dict[Side, Gaussians]]:
+    """Priors and known entities of a model's state."""
+    return (
+        {side: ContentPrior(**state["prior"][side]) for side in SIDES},
+        {side: Gaussians(**state["known"][side]) for side in SIDES},
+    )
 
 
 def _features(train: Dataset, side: Side) -> Features:

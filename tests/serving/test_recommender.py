@@ -36,18 +36,23 @@ def served(request):
 
 
 def by_hand(newcomer):
-    """Rows of all partners not rated by falling mean, ties by row, and the means."""
-    serving, known = newcomer.recommender, newcomer.partners
-    query = Query.full(1, serving.partners(newcomer.side), torch.arange(len(known)))
-    mean = serving.algorithm.predict(newcomer.adapted, query).mean.tolist()
+    """Rows of all partners not rated, by what the algorithm ranks by, ties by row; and the means of all."""
+    serving, known, algorithm = newcomer.recommender, newcomer.partners, newcomer.recommender.algorithm
+    partners = serving.partners(newcomer.side)
+    query = Query.full(1, partners, torch.arange(len(known)))
+    mean = algorithm.predict(newcomer.adapted, query).mean.tolist()
+    rank_by = mean
+    if algorithm.ranks_by == "choice":
+        factors = algorithm.candidate_factors(newcomer.side, partners)
+        rank_by = (factors @ algorithm.query_factors(newcomer.adapted)[0]).tolist()
     rows = [row for row in range(len(known)) if row not in newcomer.rated]
-    return sorted(rows, key=lambda row: (-mean[row], row)), mean
+    return sorted(rows, key=lambda row: (-rank_by[row], row)), mean
 
 
 class TestRecommend:
     @pytest.mark.parametrize("side", ["user", "item"])
     @pytest.mark.parametrize("rated", [{}, {2: 5.0}, {2: 5.0, 9: 1.0, 4: 3.0}])
-    def test_is_the_order_of_the_predicted_means(self, served, side, rated):
+    def test_is_in_the_order_that_the_algorithm_ranks_by(self, served, side, rated):
         partners = served.items if side == "user" else served.users
         newcomer = served.adapt({partners.ids[row]: rating for row, rating in rated.items()}, side=side)
         rows, mean = by_hand(newcomer)

@@ -36,7 +36,7 @@ EXPECTED = {
     "Unseeded": "test_one_seed_gives_one_result",
     "SinglePrecision": "test_works_in_float64",
     "KeepsAList": "test_adapted_can_be_sliced",
-    "WrongFactors": "test_factors_give_the_mean",
+    "WrongFactors": "test_factors_rank_the_catalogue",
     "WrongAbsorb": "test_absorb_is_adapting_to_all_and_forget_undoes_it",
     "WrongForget": "test_absorb_is_adapting_to_all_and_forget_undoes_it",
     "WrongExplanation": "test_explanation_adds_up",

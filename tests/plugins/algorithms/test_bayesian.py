@@ -17,7 +17,14 @@ from metarec import create_algorithm, run_experiment, split
 from metarec.config import Choice, RunConfig
 from metarec.data import Dataset, Entities, RatingScale, partner_side
 from metarec.learning import Run
-from metarec.plugins.algorithms.bayesian import Bayesian, Noise, VariationalEM
+from metarec.plugins.algorithms.bayesian import (
+    Bayesian,
+    ChoiceModel,
+    FactorModel,
+    Newcomers,
+    RatingModel,
+    VariationalEM,
+)
 from metarec.tasks import Split, Support, Tasks
 from metarec.testing import AlgorithmConformance
 from metarec.testing.world import small_world
@@ -43,6 +50,11 @@ def implicit() -> Bayesian:
     return Bayesian(rank=3, iterations=6).fit(small_world(implicit=True).split.train, run=DOUBLE)
 
 
+@pytest.fixture(scope="module")
+def ratings(explicit: Bayesian) -> RatingModel:
+    return explicit.ratings
+
+
 @pytest.fixture(params=["new-user", "new-item"])
 def tasks(request: pytest.FixtureRequest) -> Tasks:
     return _double(small_world().tasks(request.param))
@@ -54,70 +66,78 @@ def _double(tasks: Tasks) -> Tasks:
     )
 
 
-def _partners(fitted: Bayesian, support: Support) -> tuple[np.ndarray, np.ndarray]:
+def _partners(model: FactorModel, support: Support) -> tuple[np.ndarray, np.ndarray]:
     """Means and covariances of the known partners, by their rows in `support.partners`; NaN where new."""
-    known = fitted.known_[partner_side(support.side)]
+    known = model.known[partner_side(support.side)]
     rows = support.partners.rows
-    mean = torch.full((len(rows), known["mean"].shape[1]), math.nan, dtype=torch.float64)
-    covariance = torch.full((len(rows), *known["covariance"].shape[1:]), math.nan, dtype=torch.float64)
-    mean[rows >= 0] = known["mean"][rows[rows >= 0]]
-    covariance[rows >= 0] = known["covariance"][rows[rows >= 0]]
+    mean = torch.full((len(rows), known.mean.shape[1]), math.nan, dtype=torch.float64)
+    covariance = torch.full((len(rows), *known.covariance.shape[1:]), math.nan, dtype=torch.float64)
+    mean[rows >= 0] = known.mean[rows[rows >= 0]]
+    covariance[rows >= 0] = known.covariance[rows[rows >= 0]]
     return mean.numpy(), covariance.numpy()
 
 
-def _prior(fitted: Bayesian, support: Support) -> tuple[np.ndarray, np.ndarray]:
+def _prior(model: FactorModel, support: Support) -> tuple[np.ndarray, np.ndarray]:
     """The prior means and the covariance of the tasks' entities."""
-    prior = fitted.prior_[support.side]
+    prior = model.prior[support.side]
     features = support.entities.features.dense()
-    return (features @ prior["weight"] + prior["intercept"]).numpy(), prior["covariance"].numpy()
+    return (features @ prior.weight + prior.intercept).numpy(), prior.covariance.numpy()
 
 
-def _noise(fitted: Bayesian, mean: np.ndarray) -> np.ndarray:
-    knots, values = (fitted.noise_[name].numpy() for name in ("mean", "variance"))
+def _noise(model: RatingModel, mean: np.ndarray) -> np.ndarray:
+    knots, values = (values.numpy() for values in (model.noise.mean, model.noise.variance))
     return np.exp(np.interp(mean, knots, np.log(values)))
 
 
-def _design(fitted: Bayesian, support: Support, task: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _design(model: RatingModel, support: Support, task: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features, targets less the prior mean, and noise variances of one support, by plain algebra."""
-    mean, covariance = _partners(fitted, support)
-    priors, spread = _prior(fitted, support)
+    mean, covariance = _partners(model, support)
+    priors, spread = _prior(model, support)
     rows = slice(int(support.offsets[task]), int(support.offsets[task + 1]))
     partner = support.partner[rows].numpy()
     feature = np.column_stack([np.ones(len(partner)), mean[partner, 1:]])
-    expected = fitted.mean_ + mean[partner, 0] + feature @ priors[task]
+    expected = model.mean + mean[partner, 0] + feature @ priors[task]
     pattern = np.concatenate([[1.0], priors[task, 1:]])
     moment = np.outer(pattern, pattern)
     moment[1:, 1:] += spread[1:, 1:]
-    tempered = np.sqrt(_noise(fitted, expected) * float(fitted.noise_["average"]))
+    tempered = np.sqrt(_noise(model, expected) * float(model.noise.average))
     noise = tempered + np.array([np.trace(covariance[p] @ moment) for p in partner])
     return feature, support.rating[rows].numpy() - expected, noise
 
 
-def test_posterior_is_a_gaussian_process(explicit: Bayesian, tasks: Tasks) -> None:
+def test_posterior_is_a_gaussian_process(ratings: RatingModel, tasks: Tasks) -> None:
     """Given the partners, a support says what the process with kernel φᵀΣφ says."""
-    support, query = tasks.support, tasks.query
-    adapted = explicit.adapt(support)
-    mean, _ = _partners(explicit, support)
-    priors, spread = _prior(explicit, support)
+    support = tasks.support
+    adapted = ratings.adapt(support)
+    mean, _ = _partners(ratings, support)
+    priors, spread = _prior(ratings, support)
     asked = np.flatnonzero(support.partners.rows.numpy() >= 0)
     at = np.column_stack([np.ones(len(asked)), mean[asked, 1:]])
-    factors = explicit.candidate_factors(support.side, query.partners)[asked]
     for task in range(len(tasks)):
-        feature, residual, noise = _design(explicit, support, task)
+        feature, residual, noise = _design(ratings, support, task)
         gain = at @ spread @ feature.T @ np.linalg.inv(feature @ spread @ feature.T + np.diag(noise))
-        expected = explicit.mean_ + mean[asked, 0] + at @ priors[task] + gain @ residual
-        found = factors @ explicit.query_factors(adapted)[task]
-        np.testing.assert_allclose(found.numpy(), expected, atol=TIGHT)
+        expected = at @ priors[task] + gain @ residual
+        np.testing.assert_allclose(at @ adapted.mean[task].numpy(), expected, atol=TIGHT)
         left = at @ spread @ at.T - gain @ feature @ spread @ at.T
         covariance = torch.cholesky_inverse(adapted.cholesky[task]).numpy()
         np.testing.assert_allclose(at @ covariance @ at.T, left, atol=TIGHT)
 
 
-def test_evidence_is_a_multivariate_normal_density(explicit: Bayesian, tasks: Tasks) -> None:
-    _, spread = _prior(explicit, tasks.support)
-    found = explicit.log_evidence(tasks.support)
+def test_predicts_by_its_posterior(explicit: Bayesian, tasks: Tasks) -> None:
+    support, query = tasks.support, tasks.query
+    model, adapted = explicit.ratings, explicit.adapt(support)
+    mean, _ = _partners(model, support)
+    partner = query.partner.numpy()
+    weight = adapted.rating.mean[query.owner].numpy()
+    expected = model.mean + mean[partner, 0] + weight[:, 0] + (weight[:, 1:] * mean[partner, 1:]).sum(1)
+    np.testing.assert_allclose(explicit.predict(adapted, query).mean.numpy(), expected, atol=TIGHT)
+
+
+def test_evidence_is_a_multivariate_normal_density(ratings: RatingModel, tasks: Tasks) -> None:
+    _, spread = _prior(ratings, tasks.support)
+    found = ratings.log_evidence(tasks.support)
     for task in range(len(tasks)):
-        feature, residual, noise = _design(explicit, tasks.support, task)
+        feature, residual, noise = _design(ratings, tasks.support, task)
         expected = 0.0
         if len(residual):
             covariance = feature @ spread @ feature.T + np.diag(noise)
@@ -125,15 +145,17 @@ def test_evidence_is_a_multivariate_normal_density(explicit: Bayesian, tasks: Ta
         assert float(found[task]) == pytest.approx(expected, abs=1e-9)
 
 
-def test_empty_support_keeps_the_content_prior(explicit: Bayesian, implicit: Bayesian, tasks: Tasks) -> None:
+def test_empty_support_keeps_the_content_prior(explicit: Bayesian, tasks: Tasks) -> None:
     nothing = tasks.support.first(0)
-    for fitted in (explicit, implicit):
-        adapted = fitted.adapt(nothing)
-        mean, covariance = _prior(fitted, nothing)
+    models: tuple[RatingModel | ChoiceModel, ...] = (explicit.ratings, explicit.choices)
+    for model in models:
+        adapted = model.adapt(nothing)
+        mean, covariance = _prior(model, nothing)
         np.testing.assert_allclose(adapted.mean.numpy(), mean, atol=TIGHT)
         spread = torch.cholesky_inverse(adapted.cholesky).numpy()
         np.testing.assert_allclose(spread, np.broadcast_to(covariance, spread.shape), atol=TIGHT)
-    assert np.ptp(mean, axis=0).max() > 1e-3, "attributes should make a difference"
+    priors, _ = _prior(explicit.ratings, nothing)
+    assert np.ptp(priors, axis=0).max() > 1e-3, "attributes should make a difference"
 
 
 @pytest.mark.parametrize("feedback", ["explicit", "implicit"])
@@ -165,9 +187,11 @@ def _nth(support: Support, place: int) -> Support:
     )
 
 
-def _assert_alike(found: object, expected: object) -> None:
-    for name in ("mean", "cholesky", "count"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-8, rtol=1e-8)
+def _assert_alike(found: Newcomers, expected: Newcomers) -> None:
+    for one, other in ((found.choice, expected.choice), (found.rating, expected.rating)):
+        if one is not None:
+            torch.testing.assert_close(one.mean, other.mean, atol=1e-8, rtol=1e-8)
+            torch.testing.assert_close(one.cholesky, other.cholesky, atol=1e-8, rtol=1e-8)
 
 
 @pytest.mark.parametrize("feedback", ["explicit", "implicit"])
@@ -191,48 +215,53 @@ def test_variance_of_a_pair_unknown_on_both_sides(explicit: Bayesian) -> None:
     support, query = tasks.support, tasks.query
     prediction = explicit.predict(explicit.adapt(support), query)
     adapted = explicit.adapt(support)
-    prior = explicit.prior_["item"]
-    item_means = (query.partners.features.dense() @ prior["weight"] + prior["intercept"]).numpy()
+    model = explicit.ratings
+    prior = model.prior["item"]
+    item_means = (query.partners.features.dense() @ prior.weight + prior.intercept).numpy()
     random, draws = np.random.default_rng(0), 200_000
     for pair in range(0, query.partner.numel(), 4):
         task, item = int(query.owner[pair]), int(query.partner[pair])
         assert query.partners.rows[item] < 0
-        spread = torch.cholesky_inverse(adapted.cholesky[task]).numpy()
-        user = random.multivariate_normal(adapted.mean[task].numpy(), spread, draws)
-        other = random.multivariate_normal(item_means[item], prior["covariance"].numpy(), draws)
-        drawn = explicit.mean_ + user[:, 0] + other[:, 0] + (user[:, 1:] * other[:, 1:]).sum(1)
+        spread = torch.cholesky_inverse(adapted.rating.cholesky[task]).numpy()
+        user = random.multivariate_normal(adapted.rating.mean[task].numpy(), spread, draws)
+        other = random.multivariate_normal(item_means[item], prior.covariance.numpy(), draws)
+        drawn = model.mean + user[:, 0] + other[:, 0] + (user[:, 1:] * other[:, 1:]).sum(1)
         error = 5 / math.sqrt(draws)
         unknown = float(prediction.variance[pair] - prediction.noise[pair])
         assert float(prediction.mean[pair]) == pytest.approx(drawn.mean(), abs=error * drawn.std())
         assert unknown == pytest.approx(drawn.var(), rel=3 * error)
-        noise = _noise(explicit, prediction.mean[pair].numpy())
+        noise = _noise(model, prediction.mean[pair].numpy())
         assert float(prediction.noise[pair]) == pytest.approx(float(noise), rel=1e-9)
 
 
 @pytest.mark.parametrize("scenario", ["new-user", "new-item"])
-def test_implicit_is_weighted_ridge_over_the_full_matrix(implicit: Bayesian, scenario: str) -> None:
-    tasks = _double(small_world(implicit=True).tasks(scenario))
-    support = tasks.support
-    adapted = implicit.adapt(support)
-    known = implicit.known_[partner_side(support.side)]
-    mean, covariance = known["mean"].numpy(), known["covariance"].numpy()
+@pytest.mark.parametrize("feedback", ["explicit", "implicit"])
+def test_choices_are_weighted_ridge_over_the_full_matrix(
+    feedback: str, scenario: str, request: pytest.FixtureRequest
+) -> None:
+    fitted = request.getfixturevalue(feedback)
+    world = small_world(implicit=feedback == "implicit")
+    support, model = _double(world.tasks(scenario)).support, fitted.choices
+    adapted = model.adapt(support)
+    known = model.known[partner_side(support.side)]
+    mean, covariance = known.mean.numpy(), known.covariance.numpy()
     feature = np.column_stack([np.ones(len(mean)), mean[:, 1:]])
-    priors, spread = _prior(implicit, support)
-    observed, unobserved = implicit.background_[support.side]["weights"].tolist()
-    assert unobserved == pytest.approx(implicit.unobserved_weight * observed)
-    for task in range(len(tasks)):
+    priors, spread = _prior(model, support)
+    observed, unobserved = model.background[support.side].weights.tolist()
+    assert unobserved == pytest.approx(fitted.unobserved_weight * observed)
+    usual = len(world.split.train) / len(world.split.train.entities(support.side))
+    for task in range(len(support)):
         rows = slice(int(support.offsets[task]), int(support.offsets[task + 1]))
-        if rows.start == rows.stop:
-            continue
-        weight, target = np.full(len(mean), unobserved), np.zeros(len(mean))
         chosen = support.partners.rows[support.partner[rows]].numpy()
+        rest = unobserved * min(1.0, len(chosen) / usual)
+        weight, target = np.full(len(mean), rest), np.zeros(len(mean))
         weight[chosen], target[chosen] = observed, 1.0
         precision = np.linalg.inv(spread) + feature.T @ (weight[:, None] * feature)
-        residual = target - implicit.mean_ - mean[:, 0]
+        residual = target - model.mean - mean[:, 0]
         right = np.linalg.solve(spread, priors[task]) + feature.T @ (weight * residual)
         # What is not known of the partners adds to the ridge: every partner's covariance, as unobserved.
-        precision[1:, 1:] += unobserved * covariance[:, 1:, 1:].sum(0)
-        right[1:] -= unobserved * covariance[:, 1:, 0].sum(0)
+        precision[1:, 1:] += rest * covariance[:, 1:, 1:].sum(0)
+        right[1:] -= rest * covariance[:, 1:, 0].sum(0)
         np.testing.assert_allclose(adapted.mean[task].numpy(), np.linalg.solve(precision, right), atol=TIGHT)
 
 
@@ -325,7 +354,7 @@ def test_recovers_a_world_of_its_own_kind(drawn: tuple[Dataset, Split]) -> None:
         create_algorithm("bayesian", rank=4).fit(cut.train),
         create_algorithm("bias").fit(cut.train),
     )
-    assert float(Noise(**fitted.noise_).average.sqrt()) == pytest.approx(0.6, rel=0.03)
+    assert float(fitted.ratings.noise.average.sqrt()) == pytest.approx(0.6, rel=0.03)
     for cell in cut.cells:
         tasks = cell.tasks
         found = fitted.predict(fitted.adapt(tasks.support), tasks.query)
@@ -345,14 +374,14 @@ def test_prior_is_the_mean_of_those_alike(drawn: tuple[Dataset, Split]) -> None:
     _, cut = drawn
     fitted = create_algorithm("bayesian", rank=4).fit(cut.train)
     for side in ("user", "item"):
-        prior, entities = fitted.prior_[side], cut.train.entities(side)
+        prior, entities = fitted.ratings.prior[side], cut.train.entities(side)
         assert entities.features is not None
-        expected = (entities.features.dense() @ prior["weight"] + prior["intercept"])[:, 0]
+        expected = (entities.features.dense() @ prior.weight + prior.intercept)[:, 0]
         group = torch.from_numpy(entities.attributes["group"].cast(pl.Int64).to_numpy().copy())
         for number in range(4):
-            bias = fitted.known_[side]["mean"][group == number, 0]
+            bias = fitted.ratings.known[side].mean[group == number, 0]
             assert float(expected[group == number][0]) == pytest.approx(float(bias.mean()), abs=0.1)
-        assert float(prior["covariance"][0, 0].sqrt()) == pytest.approx(0.6, rel=0.2)
+        assert float(prior.covariance[0, 0].sqrt()) == pytest.approx(0.6, rel=0.2)
 
 
 def test_quality_on_the_embedded_data() -> None:
