@@ -23,38 +23,48 @@ bool better(const ScoredRow<Real>& left, const ScoredRow<Real>& right) {
   return left.score > right.score || (left.score == right.score && left.row < right.row);
 }
 
-// The k best items seen so far, as a heap with the worst on top.
+// The k best items seen so far, and behind them newcomers that may be among these. The best are chosen anew only when
+// there is no room for another newcomer: so newcomers can be scored together, which lets their rows be fetched at once,
+// and each costs a few operations where a heap costs a mispredicted branch per level.
 template <class Real>
 class BestItems {
  public:
-  explicit BestItems(std::span<ScoredRow<Real>> storage) : heap_(storage) {}
+  // The length of its storage.
+  static constexpr std::int64_t room(std::int64_t k) { return k + std::max<std::int64_t>(k, 16); }
 
-  // No score is kept that is minus infinity or not a number.
-  void offer(Real score, std::int64_t row) {
-    const ScoredRow<Real> item{score, row};
-    if (!(score > -std::numeric_limits<Real>::infinity()) || heap_.empty()) return;
-    const auto begin = heap_.begin(), end = begin + size_;
-    if (size_ < std::ssize(heap_)) {
-      *end = item;
-      std::push_heap(begin, begin + ++size_, better<Real>);
-    } else if (better(item, heap_.front())) {
-      std::pop_heap(begin, end, better<Real>);
-      *(end - 1) = item;
-      std::push_heap(begin, end, better<Real>);
+  BestItems(std::int64_t k, std::span<ScoredRow<Real>> storage) : k_(k), storage_(storage) {}
+
+  // False where there is no room left: `choose` must come next.
+  bool add(std::int64_t row, Real score = 0) {
+    storage_[static_cast<std::size_t>(size_++)] = {score, row};
+    return size_ < std::ssize(storage_);
+  }
+
+  std::span<ScoredRow<Real>> newcomers() { return storage_.subspan(chosen_, size_ - chosen_); }
+
+  // Keeps the best; all must have their scores by now. None is kept that is minus infinity or not a number.
+  void choose() {
+    const auto begin = storage_.begin();
+    constexpr Real least = -std::numeric_limits<Real>::infinity();
+    const auto lost = [](const ScoredRow<Real>& item) { return !(item.score > least); };
+    size_ = std::remove_if(begin + chosen_, begin + size_, lost) - begin;
+    if (size_ >= k_) {
+      std::nth_element(begin, begin + k_ - 1, begin + size_, better<Real>);
+      size_ = k_;
+      worst_ = storage_[static_cast<std::size_t>(k_ - 1)].score;
     }
+    chosen_ = size_;
   }
 
   // A score below this cannot enter.
-  Real worst() const {
-    if (heap_.empty()) return std::numeric_limits<Real>::infinity();
-    return size_ < std::ssize(heap_) ? -std::numeric_limits<Real>::infinity() : heap_.front().score;
-  }
+  Real worst() const { return worst_; }
 
-  std::span<const ScoredRow<Real>> items() const { return heap_.first(static_cast<std::size_t>(size_)); }
+  std::span<const ScoredRow<Real>> chosen() const { return storage_.first(static_cast<std::size_t>(chosen_)); }
 
  private:
-  std::span<ScoredRow<Real>> heap_;
-  std::int64_t size_ = 0;
+  std::int64_t k_, chosen_ = 0, size_ = 0;
+  Real worst_ = -std::numeric_limits<Real>::infinity();
+  std::span<ScoredRow<Real>> storage_;
 };
 
 // A query in integers for the first pass over codes. An item's score is at most
@@ -64,19 +74,44 @@ struct CodedQuery {
   float scale, error_factor, error;
 };
 
-// Floats that begin on a cache line.
-class AlignedFloats {
+// Values that begin on a cache line.
+template <class Value>
+class AlignedVector {
  public:
-  explicit AlignedFloats(std::int64_t count) : storage_(static_cast<std::size_t>(count) + 16) {
-    const auto misplaced = reinterpret_cast<std::uintptr_t>(storage_.data()) % 64 / sizeof(float);
-    data_ = storage_.data() + (misplaced ? 16 - misplaced : 0);
+  explicit AlignedVector(std::int64_t count) : storage_(static_cast<std::size_t>(count) + kLine) {
+    const auto misplaced = reinterpret_cast<std::uintptr_t>(storage_.data()) % 64 / sizeof(Value);
+    data_ = storage_.data() + (misplaced ? kLine - misplaced : 0);
   }
-  float* data() { return data_; }
+  Value* data() { return data_; }
 
  private:
-  std::vector<float> storage_;
-  float* data_;
+  static constexpr std::size_t kLine = 64 / sizeof(Value);
+  std::vector<Value> storage_;
+  Value* data_;
 };
+
+// Tiles take vectors as integers in units of their norm over kUnit, so that a product of two is below 2^31.
+constexpr double kUnit = 32700;
+
+// Whether a vector of this norm is zero. The squares of doubles may be lost.
+template <class Real>
+constexpr bool is_zero(double norm) {
+  return sizeof(Real) == sizeof(float) && norm == 0;
+}
+
+// Whether floats hold what tiles make of a vector of this norm. One that does not fit is always scored.
+template <class Real>
+constexpr bool fits_tile(double norm) {
+  return is_zero<Real>(norm) || (norm > 1e-20 && norm < 1e20);
+}
+
+// A bound on |b.c - kUnit^2 cos(q, x)| for the codes b and c of q and x. Each is off by half a unit per dimension and
+// rounding, so by h = 0.51 sqrt(d) as a vector, and b.c by h kUnit + h kUnit + h^2. What floats then round (weights,
+// products, limits and the score itself) is less than 2^-20 of the product of the norms.
+inline std::int32_t tile_slack(std::int64_t dim) {
+  const double off = 0.51 * std::sqrt(static_cast<double>(dim));
+  return static_cast<std::int32_t>(2 * off * kUnit + off * off + 0x1p-20 * kUnit * kUnit + 1);
+}
 
 template <class Real>
 struct Search {
@@ -98,10 +133,24 @@ struct Search {
     return std::binary_search(begin + excluded_offsets[query], begin + excluded_offsets[query + 1], row);
   }
 
-  double query_scale(std::int64_t query) const { return cosine ? 1 / length(query_norms[query]) : 1; }
-  float item_scale(std::int64_t row) const {
-    return cosine ? static_cast<float>(1 / length(table.norms[row])) : 1.0f;
+  // The score is query weight * item weight * cosine.
+  double weight_of(double norm) const { return cosine ? norm / length(norm) : norm; }
+
+  // What takes the product of codes to item weight * cosine; not a number where it bounds nothing.
+  float weight(double norm) const {
+    return fits_tile<Real>(norm) ? static_cast<float>(weight_of(norm) / (kUnit * kUnit))
+                                 : std::numeric_limits<float>::quiet_NaN();
   }
+
+  // What item weight * cosine must reach for a query whose worst item has that score.
+  float limit(std::int64_t query, Real worst) const {
+    const double norm = query_norms[query];
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    if (is_zero<Real>(norm)) return worst < 0 ? -infinity : infinity;  // all scores are zero, and rows only ascend
+    return fits_tile<Real>(norm) ? static_cast<float>(static_cast<double>(worst) / weight_of(norm)) : -infinity;
+  }
+
+  double query_scale(std::int64_t query) const { return cosine ? 1 / length(query_norms[query]) : 1; }
 
   // The product of the norms that estimates of a query are made of, at most.
   double magnitude(std::int64_t query) const { return cosine ? 1.0 : query_norms[query] * table.largest_norm; }
@@ -111,15 +160,6 @@ struct Search {
   bool can_overflow(std::int64_t query) const {
     return !(table.largest_norm < kSafeMagnitude && query_norms[query] < kSafeMagnitude &&
              magnitude(query) < kSafeMagnitude);
-  }
-
-  // A bound on |estimate - score| for a tile: a sum of d products of float32 in any order has a relative error of at
-  // most d u / (1 - d u) with u = 2^-24, of the product of the norms; scaling both vectors, rounding the score and
-  // forming the threshold add 6 u. The last term covers products that underflow.
-  float tile_error(std::int64_t query) const {
-    if (can_overflow(query)) return std::numeric_limits<float>::infinity();
-    const double relative = 1.1 * static_cast<double>(table.dim + 8) * 0x1p-24;
-    return static_cast<float>(relative * magnitude(query) + static_cast<double>(table.dim) * 0x1p-100);
   }
 
   // With the query q = s b + r and an item x = t c + e, where b and c are integers,
@@ -228,18 +268,16 @@ void cosine_topk(std::span<const Real> queries, const ItemTable<Real>& table, st
                             similarity == Similarity::cosine};
 
   // The work is a grid of query blocks, which fit the second-level cache, and item ranges. Few blocks are spread over
-  // the threads by ranges that are long enough for heaps to fill in a small part of each.
+  // the threads by ranges that are long enough for lists to fill in a small part of each.
   constexpr std::int64_t least_range = 4096, block_bytes = 1 << 18, panel = 32;
-  const std::int64_t fitting = std::max(panel, block_bytes / (4 * std::max<std::int64_t>(table.dim, 1)) / panel * panel);
+  const std::int64_t code_bytes = 2 * std::max<std::int64_t>(table.dim, 1);
+  const std::int64_t fitting = std::max(panel, block_bytes / code_bytes / panel * panel);
   const std::int64_t wanted = divide_up(parallel.threads, divide_up(count, fitting));
   const std::int64_t ranges = std::clamp<std::int64_t>(items / least_range, 1, wanted);
   const std::int64_t spread = divide_up(divide_up(count, divide_up(parallel.threads, ranges)), panel) * panel;
   const std::int64_t block = std::min(fitting, spread), blocks = divide_up(count, block);
-  std::vector<ScoredRow<Real>> storage(static_cast<std::size_t>(ranges * count * k));
-  std::vector<BestItems<Real>> best;
-  for (std::int64_t i = 0; i < ranges * count; ++i) {
-    best.emplace_back(std::span(storage).subspan(static_cast<std::size_t>(i * k), static_cast<std::size_t>(k)));
-  }
+  std::vector<ScoredRow<Real>> found(static_cast<std::size_t>(ranges * count * k),
+                                     {-std::numeric_limits<Real>::infinity(), -1});
   parallel.run(blocks * ranges, [&](std::int64_t part) {
     const std::int64_t first = part / ranges * block, range = part % ranges;
     const std::int64_t size = std::min(block, count - first);
@@ -248,32 +286,36 @@ void cosine_topk(std::span<const Real> queries, const ItemTable<Real>& table, st
       return index == ranges ? items : items * index / ranges / kCodeGroup * kCodeGroup;
     };
     const std::int64_t begin = bound(range), end = bound(range + 1);
-    const std::span mine = std::span(best).subspan(static_cast<std::size_t>(range * count + first),
-                                                   static_cast<std::size_t>(size));
-    // Fewer queries than this leave most lanes of a tile idle.
-    constexpr std::int64_t few = 4, few_for_codes = 16;
-    if constexpr (sizeof(Real) == sizeof(float)) {
-      if (!table.codes.empty() && size < few_for_codes) {
-        METAREC_DISPATCH(search_codes(search, first, mine, begin, end));
-        return;
-      }
-      if (size >= few) {
-        METAREC_DISPATCH(search_tiles(search, first, mine, begin, end));
-        return;
-      }
+    const auto room = static_cast<std::size_t>(BestItems<Real>::room(k));
+    std::vector<ScoredRow<Real>> storage(static_cast<std::size_t>(size) * room);
+    std::vector<BestItems<Real>> best;
+    for (std::size_t q = 0; q < static_cast<std::size_t>(size); ++q) {
+      best.emplace_back(k, std::span(storage).subspan(q * room, room));
     }
-    METAREC_DISPATCH(search_exactly(search, first, mine, begin, end));
+    // Fewer queries than this leave most lanes of a tile idle.
+    constexpr std::int64_t few = 2, few_for_codes = 16;
+    if (sizeof(Real) == sizeof(float) && !table.codes.empty() && size < few_for_codes) {
+      if constexpr (sizeof(Real) == sizeof(float)) {
+        METAREC_DISPATCH(search_codes(search, first, std::span(best), begin, end));
+      }
+    } else if (size >= few) {
+      METAREC_DISPATCH(search_tiles(search, first, std::span(best), begin, end));
+    } else {
+      METAREC_DISPATCH(search_exactly(search, first, std::span(best), begin, end));
+    }
+    for (std::int64_t q = 0; q < size; ++q) {
+      std::ranges::copy(best[static_cast<std::size_t>(q)].chosen(), found.begin() + (range * count + first + q) * k);
+    }
   });
 
   std::vector<ScoredRow<Real>> merged;
   for (std::int64_t query = 0; query < count; ++query) {
     merged.clear();
     for (std::int64_t range = 0; range < ranges; ++range) {
-      const auto kept = best[static_cast<std::size_t>(range * count + query)].items();
-      merged.insert(merged.end(), kept.begin(), kept.end());
+      const auto from = found.begin() + (range * count + query) * k;
+      merged.insert(merged.end(), from, from + k);
     }
     std::sort(merged.begin(), merged.end(), better<Real>);
-    merged.resize(static_cast<std::size_t>(k), {-std::numeric_limits<Real>::infinity(), -1});
     for (std::int64_t i = 0; i < k; ++i) {
       scores[query * k + i] = merged[static_cast<std::size_t>(i)].score;
       rows[query * k + i] = merged[static_cast<std::size_t>(i)].row;

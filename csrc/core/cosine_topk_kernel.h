@@ -1,18 +1,18 @@
 // The search of one range of items by one block of queries, for one instruction set.
 //
 // The score of a pair is always the same number: the dot product summed in double precision in a fixed order, over the
-// norms, rounded once. What differs is how pairs are kept from being scored. Each query has a heap of its k best so far;
-// a first pass computes an estimate whose error is bounded, and only a pair whose estimate reaches the worst of the heap
-// less that bound is scored. Of 200,000 items in random order a query of k = 20 scores some 250.
+// norms, rounded once. What differs is how pairs are kept from being scored: a first pass computes an estimate whose
+// error is bounded, and only a pair whose estimate may reach the worst of the query's k best is scored. Of 200,000
+// items in random order a query of k = 20 scores some 300.
 //
-// Two first passes:
-// - Tiles, for many queries: float32, the queries of a panel side by side in two vectors, a few items broadcast against
-//   them, all sums in registers. The sums are compared with the thresholds in registers too, so no score is ever
-//   stored. Items are read once per block of queries, which stays in the second-level cache; the pass is bound by
-//   multiply-adds.
-// - Codes, for few queries: 8-bit items against a 16-bit query in integer arithmetic, sixteen items side by side. It
-//   reads dim + 8 bytes per item in place of 4 dim, which is what it is bound by.
-// Single queries without codes, and float64, have no first pass.
+// Two first passes, both in integers: the processor multiplies and adds twice as many of 16 bits as floats.
+// - Tiles, for many queries: both sides in 16 bits in units of their norm, the queries of a panel side by side in two
+//   vectors, a few items broadcast against them, all sums in registers. The sums are compared with the limits of the
+//   queries in registers too, so no score is ever stored. Queries are coded once per block of them, which stays in the
+//   second-level cache, and items once per block of queries; the pass is bound by multiply-adds.
+// - Codes, for few queries: 8-bit items, coded when the table was prepared, against a 16-bit query, sixteen items side
+//   by side. It reads dim + 8 bytes per item in place of 4 dim, which is what it is bound by.
+// A single query without codes has no first pass.
 #include "simd.h"
 
 namespace metarec::METAREC_ISA {
@@ -67,20 +67,19 @@ void norms_range(std::int64_t dim, const Real* items, double* norms, std::int64_
   }
 }
 
-// Offers a pair to the query's heap.
+// Scores the newcomers of a query and keeps the best.
 template <class Real>
-[[gnu::always_inline]] inline void offer(const Search<Real>& search, BestItems<Real>& best, std::int64_t query,
-                                         std::int64_t row, double product) {
-  const Real score = search.score(product, query, row);
-  if (!(score >= best.worst()) || search.is_excluded(query, row)) return;
-  best.offer(score, row);
-}
-
-// Scores a pair that has passed the first pass.
-inline void consider(const Search<float>& search, BestItems<float>& best, std::int64_t query, std::int64_t row) {
+void choose(const Search<Real>& search, BestItems<Real>& best, std::int64_t query) {
   const std::int64_t dim = search.table.dim;
-  const float* item = search.table.items.data() + row * dim;
-  offer(search, best, query, row, exact_dot(search.queries.data() + query * dim, item, dim));
+  const std::size_t bytes = static_cast<std::size_t>(dim) * sizeof(Real);
+  for (const ScoredRow<Real>& item : best.newcomers()) prefetch(search.table.items.data(), item.row * bytes, bytes);
+  for (ScoredRow<Real>& item : best.newcomers()) {
+    const Real* values = search.table.items.data() + item.row * dim;
+    item.score = search.is_excluded(query, item.row)
+                     ? -std::numeric_limits<Real>::infinity()
+                     : search.score(exact_dot(search.queries.data() + query * dim, values, dim), query, item.row);
+  }
+  best.choose();
 }
 
 template <class Real>
@@ -92,79 +91,121 @@ void search_exactly(const Search<Real>& search, std::int64_t first_query, std::s
   constexpr std::int64_t block = 256;
   for (std::int64_t from = begin; from < end; from += block) {
     for (std::int64_t q = 0; q < count; ++q) {
+      BestItems<Real>& mine = best[static_cast<std::size_t>(q)];
       for (std::int64_t row = from; row < std::min(from + block, end); ++row) {
         const double product = exact_dot(queries.data() + q * dim, search.table.items.data() + row * dim, dim);
-        offer(search, best[static_cast<std::size_t>(q)], first_query + q, row, product);
+        const Real score = search.score(product, first_query + q, row);
+        if (!(score >= mine.worst()) || search.is_excluded(first_query + q, row)) continue;
+        if (!mine.add(row, score)) mine.choose();
       }
     }
   }
+  for (BestItems<Real>& mine : best) mine.choose();
 }
 
-// Compares the sums of kTileItems items and the queries of a panel with the thresholds of these. Bit q of hits[i] says
-// that item i reaches query q; a sum that is not a number does.
-inline bool tile(const float* panel, const float* items, std::int64_t dim, const float* thresholds,
-                 std::uint32_t* hits) {
-  constexpr int lanes = kLanes<float>;
-  Vector<float> sums[kTileItems][2] = {};
+// Codes a vector in units of its norm over kUnit: the nearest integers, and a zero where that makes a whole pair.
+template <class Real>
+void encode_unit(const Real* vector, std::int64_t dim, double norm, std::int16_t* codes) {
+  const bool fits = fits_tile<Real>(norm) && norm > 0;
+  const Real scale = static_cast<Real>(fits ? kUnit / norm : 0);
+  // Added to this, a float of that size loses its fraction, and its last bits are the integer.
+  constexpr float rounding = 0x1.8p23f;
   for (std::int64_t d = 0; d < dim; ++d) {
-    const Vector<float> left = load(panel), right = load(panel + lanes);
-    panel += kPanel;
+    const float value = static_cast<float>(scale * (fits ? vector[d] : Real(0)));
+    codes[d] = static_cast<std::int16_t>(std::bit_cast<std::int32_t>(value + rounding));
+  }
+  if (dim % 2 != 0) codes[dim] = 0;
+}
+
+// Codes rows side by side: pair p of row i of a group stands at [p, i] of the group's [pairs, group_size] pairs.
+template <class Real>
+void pack(const Real* rows, std::span<const double> norms, std::int64_t dim, std::int64_t group_size,
+          std::span<std::int16_t> codes, std::int16_t* packed) {
+  const std::int64_t pairs = (dim + 1) / 2;
+  for (std::int64_t i = 0; i < std::ssize(norms); ++i) {
+    encode_unit(rows + i * dim, dim, norms[static_cast<std::size_t>(i)], codes.data());
+    std::int16_t* lane = packed + (i / group_size * pairs * group_size + i % group_size) * 2;
+    for (std::int64_t p = 0; p < pairs; ++p) std::memcpy(lane + p * group_size * 2, codes.data() + p * 2, 4);
+  }
+}
+
+// Compares bounds of the scores of kTileItems items and the queries of a panel with the limits of these. Bit q of
+// hits[i] says that item i reaches query q; a bound that is not a number does.
+inline bool tile(const std::int16_t* panel, const std::int16_t* items, std::int64_t pairs, std::int32_t slack,
+                 const float* weights, const float* limits, std::uint32_t* hits) {
+  constexpr int lanes = kLanes<float>;
+  Vector<std::int32_t> sums[kTileItems][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileItems; ++i) sums[i][0] = sums[i][1] = Vector<std::int32_t>{} + slack;
+  for (std::int64_t p = 0; p < pairs; ++p) {
+    const auto left = load_pairs(panel), right = load_pairs(panel + 2 * lanes);
+    panel += 2 * kPanel;
 #pragma GCC unroll 16
     for (int i = 0; i < kTileItems; ++i) {
-      sums[i][0] += items[i] * left;
-      sums[i][1] += items[i] * right;
+      const auto item = broadcast_pair(items + 2 * i);
+      sums[i][0] += pair_products(item, left);
+      sums[i][1] += pair_products(item, right);
     }
-    items += kTileItems;
+    items += 2 * kTileItems;
   }
-  const Vector<float> low = load(thresholds), high = load(thresholds + lanes);
+  const Vector<float> low = load(limits), high = load(limits + lanes);
   std::uint32_t any = 0;
 #pragma GCC unroll 16
   for (int i = 0; i < kTileItems; ++i) {
-    hits[i] = reaches(sums[i][0], low) | reaches(sums[i][1], high) << lanes;
+    hits[i] = reaches(weights[i] * __builtin_convertvector(sums[i][0], Vector<float>), low) |
+              reaches(weights[i] * __builtin_convertvector(sums[i][1], Vector<float>), high) << lanes;
     any |= hits[i];
   }
   return any != 0;
 }
 
-inline void search_tiles(const Search<float>& search, std::int64_t first_query, std::span<BestItems<float>> best,
-                         std::int64_t begin, std::int64_t end) {
-  const std::int64_t dim = search.table.dim, count = std::ssize(best), panels = (count + kPanel - 1) / kPanel;
-  AlignedFloats packed_queries(panels * dim * kPanel), packed_items(dim * kTileItems), thresholds(panels * kPanel);
-  std::vector<float> errors(static_cast<std::size_t>(count));
-  for (std::int64_t q = 0; q < count; ++q) {
-    float* lane = packed_queries.data() + q / kPanel * dim * kPanel + q % kPanel;
-    const float* query = search.queries.data() + (first_query + q) * dim;
-    const double scale = search.query_scale(first_query + q);
-    for (std::int64_t d = 0; d < dim; ++d) lane[d * kPanel] = static_cast<float>(scale * static_cast<double>(query[d]));
-    errors[static_cast<std::size_t>(q)] = search.tile_error(first_query + q);
-    thresholds.data()[q] = -std::numeric_limits<float>::infinity();
+template <class Real>
+void search_tiles(const Search<Real>& search, std::int64_t first_query, std::span<BestItems<Real>> best,
+                  std::int64_t begin, std::int64_t end) {
+  const std::int64_t dim = search.table.dim, pairs = (dim + 1) / 2;
+  const std::int64_t count = std::ssize(best), panels = (count + kPanel - 1) / kPanel;
+  // A block of items shares the first-level cache with a panel, which is fetched once for all its tiles.
+  constexpr std::int64_t block_bytes = 1 << 14;
+  const std::int64_t tile_bytes = kTileItems * std::max<std::int64_t>(pairs, 8) * 4;
+  const std::int64_t block = std::max<std::int64_t>(block_bytes / tile_bytes, 1) * kTileItems;
+  AlignedVector<std::int16_t> packed_queries(panels * kPanel * pairs * 2), packed_items(block * pairs * 2);
+  AlignedVector<float> limits(panels * kPanel), weights(block);
+  std::vector<std::int16_t> codes(static_cast<std::size_t>(pairs * 2));
+  const std::int32_t slack = tile_slack(dim);
+  pack(search.queries.data() + first_query * dim,
+       search.query_norms.subspan(static_cast<std::size_t>(first_query), best.size()), dim, kPanel, codes,
+       packed_queries.data());
+  for (std::int64_t q = 0; q < panels * kPanel; ++q) {  // none reaches a lane without a query
+    limits.data()[q] = q < count ? -std::numeric_limits<float>::infinity() : std::numeric_limits<float>::infinity();
   }
-  for (std::int64_t q = count; q < panels * kPanel; ++q) {
-    thresholds.data()[q] = std::numeric_limits<float>::infinity();  // a lane without a query
-  }
-  for (std::int64_t row = begin; row < end; row += kTileItems) {
-    const int items = static_cast<int>(std::min<std::int64_t>(kTileItems, end - row));
-    for (int i = 0; i < items; ++i) {
-      const float scale = search.item_scale(row + i);
-      const float* item = search.table.items.data() + (row + i) * dim;
-      for (std::int64_t d = 0; d < dim; ++d) packed_items.data()[d * kTileItems + i] = scale * item[d];
-    }
+  for (std::int64_t from = begin; from < end; from += block) {
+    const std::int64_t size = std::min(block, end - from);
+    const auto norms = search.table.norms.subspan(static_cast<std::size_t>(from), static_cast<std::size_t>(size));
+    pack(search.table.items.data() + from * dim, norms, dim, kTileItems, codes, packed_items.data());
+    for (std::int64_t i = 0; i < size; ++i) weights.data()[i] = search.weight(norms[static_cast<std::size_t>(i)]);
     for (std::int64_t panel = 0; panel < panels; ++panel) {
-      std::uint32_t hits[kTileItems];
-      float* limits = thresholds.data() + panel * kPanel;
-      if (!tile(packed_queries.data() + panel * dim * kPanel, packed_items.data(), dim, limits, hits)) continue;
-      for (int i = 0; i < items; ++i) {
-        for (std::uint32_t left = hits[i]; left != 0; left &= left - 1) {
-          const int lane = std::countr_zero(left);
-          const std::int64_t q = panel * kPanel + lane;
-          if (q >= count) break;
-          BestItems<float>& heap = best[static_cast<std::size_t>(q)];
-          consider(search, heap, first_query + q, row + i);
-          limits[lane] = heap.worst() - errors[static_cast<std::size_t>(q)];
+      float* panel_limits = limits.data() + panel * kPanel;
+      for (std::int64_t at = 0; at < size; at += kTileItems) {
+        std::uint32_t hits[kTileItems];
+        if (!tile(packed_queries.data() + panel * kPanel * pairs * 2, packed_items.data() + at * pairs * 2, pairs,
+                  slack, weights.data() + at, panel_limits, hits)) {
+          continue;
+        }
+        for (std::int64_t i = 0; i < std::min<std::int64_t>(kTileItems, size - at); ++i) {
+          for (std::uint32_t left = hits[i]; left != 0; left &= left - 1) {
+            const int lane = std::countr_zero(left);
+            const std::int64_t q = panel * kPanel + lane;
+            if (q >= count) break;
+            BestItems<Real>& mine = best[static_cast<std::size_t>(q)];
+            if (mine.add(from + at + i)) continue;
+            choose(search, mine, first_query + q);
+            panel_limits[lane] = search.limit(first_query + q, mine.worst());
+          }
         }
       }
     }
   }
+  for (std::int64_t q = 0; q < count; ++q) choose(search, best[static_cast<std::size_t>(q)], first_query + q);
 }
 
 // Codes one group of items: the nearest multiples of each item's scale, and how far they are from it.
@@ -197,60 +238,34 @@ inline void encode_group(std::int64_t dim, const float* items, const double* len
 // The integer products of a group of items with a query, compared with a threshold: bit i says that item i reaches it.
 inline std::uint32_t scan_group(const std::int8_t* codes, const std::int16_t* query, std::int64_t pairs,
                                 const float* bounds, float query_scale, float error_factor, float threshold) {
-#if METAREC_VECTOR_BYTES == 64
-  __m512i sums = _mm512_setzero_si512();
+  constexpr int lanes = kLanes<float>, vectors = kCodeGroup / lanes;
+  Vector<std::int32_t> sums[vectors] = {};
   for (std::int64_t p = 0; p < pairs; ++p) {
-    std::int32_t pair;
-    std::memcpy(&pair, query + 2 * p, sizeof(pair));
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + p * 2 * kCodeGroup));
-    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_cvtepi8_epi16(bytes), _mm512_set1_epi32(pair)));
+    const auto pair = broadcast_pair(query + 2 * p);
+    const std::int8_t* items = codes + p * 2 * kCodeGroup;
+    for (int v = 0; v < vectors; ++v) sums[v] += pair_products(pair, load_pairs(items + v * 2 * lanes));
   }
-  const Vector<float> estimates = __builtin_convertvector(reinterpret_cast<Vector<std::int32_t>>(sums), Vector<float>);
-  return reaches(estimates * (query_scale * load(bounds)) + error_factor * load(bounds + kCodeGroup),
-                 Vector<float>{} + threshold);
-#else
-  std::int32_t sums[kCodeGroup] = {};
-#if METAREC_VECTOR_BYTES == 32
-  __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
-  for (std::int64_t p = 0; p < pairs; ++p) {
-    std::int32_t pair;
-    std::memcpy(&pair, query + 2 * p, sizeof(pair));
-    const __m256i factor = _mm256_set1_epi32(pair);
-    const __m128i* bytes = reinterpret_cast<const __m128i*>(codes + p * 2 * kCodeGroup);
-    low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128(bytes)), factor));
-    high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + 1)), factor));
-  }
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums), low);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 8), high);
-#else
-  for (std::int64_t p = 0; p < pairs; ++p) {
-    const std::int8_t* code = codes + p * 2 * kCodeGroup;
-    for (int i = 0; i < kCodeGroup; ++i) sums[i] += code[2 * i] * query[2 * p] + code[2 * i + 1] * query[2 * p + 1];
-  }
-#endif
   std::uint32_t hits = 0;
-  for (int i = 0; i < kCodeGroup; ++i) {
-    const float bound = static_cast<float>(sums[i]) * (query_scale * bounds[i]) + error_factor * bounds[kCodeGroup + i];
-    hits |= static_cast<std::uint32_t>(!(bound < threshold)) << i;
+  for (int v = 0; v < vectors; ++v) {
+    const Vector<float> scale = query_scale * load(bounds + v * lanes);
+    const Vector<float> error = error_factor * load(bounds + kCodeGroup + v * lanes);
+    const Vector<float> most = __builtin_convertvector(sums[v], Vector<float>) * scale + error;
+    hits |= reaches(most, Vector<float>{} + threshold) << v * lanes;
   }
   return hits;
-#endif
 }
 
 inline void search_codes(const Search<float>& search, std::int64_t first_query, std::span<BestItems<float>> best,
                          std::int64_t begin, std::int64_t end) {
   const std::int64_t dim = search.table.dim, pairs = (dim + 1) / 2;
   std::vector<CodedQuery> coded;
-  for (std::size_t q = 0; q < best.size(); ++q) coded.push_back(search.encode(first_query + static_cast<std::int64_t>(q)));
-  // Items of a block are scanned against a fixed threshold while those that reach it are fetched, then these are scored.
+  for (std::int64_t q = 0; q < std::ssize(best); ++q) coded.push_back(search.encode(first_query + q));
   constexpr std::int64_t block = 128;
-  std::int64_t candidates[block];
   for (std::int64_t from = begin; from < end; from += block) {
     const std::int64_t to = std::min(from + block, end);
     for (std::size_t q = 0; q < best.size(); ++q) {
       const CodedQuery& query = coded[q];
-      const float threshold = best[q].worst() - query.error;
-      std::int64_t found = 0;
+      float threshold = best[q].worst() - query.error;
       for (std::int64_t row = from; row < to; row += kCodeGroup) {
         const std::int64_t group = row / kCodeGroup;
         std::uint32_t hits = scan_group(search.table.codes.data() + group * pairs * 2 * kCodeGroup, query.codes.data(),
@@ -259,16 +274,15 @@ inline void search_codes(const Search<float>& search, std::int64_t first_query, 
         if (to - row < kCodeGroup) hits &= (1u << (to - row)) - 1;
         for (; hits != 0; hits &= hits - 1) {
           const std::int64_t candidate = row + std::countr_zero(hits);
-          candidates[found++] = candidate;
-          const float* item = search.table.items.data() + candidate * dim;
-          for (std::int64_t d = 0; d < dim; d += 16) __builtin_prefetch(item + d);
+          prefetch(search.table.items.data(), candidate * dim * sizeof(float), dim * sizeof(float));
+          if (best[q].add(candidate)) continue;
+          choose(search, best[q], first_query + static_cast<std::int64_t>(q));
+          threshold = best[q].worst() - query.error;
         }
-      }
-      for (std::int64_t i = 0; i < found; ++i) {
-        consider(search, best[q], first_query + static_cast<std::int64_t>(q), candidates[i]);
       }
     }
   }
+  for (std::size_t q = 0; q < best.size(); ++q) choose(search, best[q], first_query + static_cast<std::int64_t>(q));
 }
 
 }  // namespace

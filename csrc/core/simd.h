@@ -126,5 +126,41 @@ template <class Value, class Stored>
 #endif
 }
 
+// Pairs of 16-bit integers, one in each lane.
+[[gnu::always_inline]] inline Vector<std::int32_t> load_pairs(const std::int16_t* from) {
+  return load(reinterpret_cast<const std::int32_t*>(from));
+}
+
+[[gnu::always_inline]] inline Vector<std::int32_t> load_pairs(const std::int8_t* from) {
+  constexpr int count = 2 * kLanes<std::int32_t>;
+  typename VectorOf<std::int8_t, count>::Type narrow;
+  std::memcpy(&narrow, from, sizeof(narrow));
+  return reinterpret_cast<Vector<std::int32_t>>(
+      __builtin_convertvector(narrow, typename VectorOf<std::int16_t, count>::Type));
+}
+
+[[gnu::always_inline]] inline Vector<std::int32_t> broadcast_pair(const std::int16_t* from) {
+  std::int32_t pair;
+  std::memcpy(&pair, from, sizeof(pair));
+  return Vector<std::int32_t>{} + pair;
+}
+
+// In each lane the sum of the two products of a pair with another.
+[[gnu::always_inline]] inline Vector<std::int32_t> pair_products(Vector<std::int32_t> left,
+                                                                 Vector<std::int32_t> right) {
+#if METAREC_VECTOR_BYTES == 64
+  return reinterpret_cast<Vector<std::int32_t>>(
+      _mm512_madd_epi16(reinterpret_cast<__m512i>(left), reinterpret_cast<__m512i>(right)));
+#elif METAREC_VECTOR_BYTES == 32
+  return reinterpret_cast<Vector<std::int32_t>>(
+      _mm256_madd_epi16(reinterpret_cast<__m256i>(left), reinterpret_cast<__m256i>(right)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<Vector<std::int32_t>>(
+      _mm_madd_epi16(reinterpret_cast<__m128i>(left), reinterpret_cast<__m128i>(right)));
+#else
+  return (left << 16 >> 16) * (right << 16 >> 16) + (left >> 16) * (right >> 16);
+#endif
+}
+
 }  // namespace
 }  // namespace metarec::METAREC_ISA

@@ -147,6 +147,16 @@ def test_very_small_and_large_vectors(batch, scale):
 
 
 @pytest.mark.parametrize("batch", [1, 40])
+def test_vectors_whose_squares_are_lost(batch):
+    queries, items = normal(batch, 16, dtype=torch.float64), normal(500, 16, dtype=torch.float64, seed=1)
+    _, expected = cosine_topk(queries, items, 5, similarity="dot")
+    _, rows = cosine_topk(queries * 2.0**-600, items, 5, similarity="dot")
+    assert torch.equal(rows, expected)
+    _, rows = cosine_topk(queries, items * 2.0**-600, 5, similarity="dot")
+    assert torch.equal(rows, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 40])
 @pytest.mark.parametrize("prepared", [False, True])
 def test_nan_and_infinity_never_win(batch, prepared):
     queries, items = normal(batch, 8), normal(500, 8, seed=1)
