@@ -5,9 +5,21 @@ from metarec.ops.cosine_sgd_epoch_ import cosine_sgd_epoch_
 from metarec.ops.cosine_topk import PreparedItems, cosine_topk, prepare_items
 from metarec.ops.embedding_update_ import RowOptimizer, embedding_state, embedding_update_
 from metarec.ops.gaussian_posterior import GaussianPosterior, gaussian_posterior, gaussian_update
+from metarec.ops.inner_loop import (
+    InnerHead,
+    InnerLoopState,
+    InnerSteps,
+    inner_loop,
+    inner_loop_effects,
+    inner_loop_predict,
+    inner_loop_state,
+)
 
 __all__ = [
     "GaussianPosterior",
+    "InnerHead",
+    "InnerLoopState",
+    "InnerSteps",
     "PreparedItems",
     "RowOptimizer",
     "cosine_scores",
@@ -17,5 +29,9 @@ __all__ = [
     "embedding_update_",
     "gaussian_posterior",
     "gaussian_update",
+    "inner_loop",
+    "inner_loop_effects",
+    "inner_loop_predict",
+    "inner_loop_state",
     "prepare_items",
 ]

@@ -1,0 +1,526 @@
+import importlib
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from metarec.ops.inner_loop import (
+    InnerHead,
+    InnerSteps,
+    inner_loop,
+    inner_loop_effects,
+    inner_loop_predict,
+    inner_loop_state,
+)
+from metarec.ops.library import NATIVE
+
+module = importlib.import_module("metarec.ops.inner_loop")  # the package names the function so
+TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-11}
+RATES = ["scalar", "per step", "per layer", "rank one", "full"]
+
+
+class Problem:
+    """Tasks, a head and steps; `leaves` are the floating arguments, and `run` gives the predictions for some."""
+
+    def __init__(
+        self, counts, queries, widths, *, steps=3, rates="scalar", activation="tanh", loss="squared", pull=0.0,
+        reduction="mean", adapt="all", dtype=torch.float64, seed=0,
+    ):  # fmt: skip
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dtype, self.steps, self.rates = dtype, steps, rates
+        self.activation, self.loss, self.pull = activation, loss, pull
+        self.reduction, self.adapt = reduction, adapt
+        self.widths = [*widths, 2 if loss == "gaussian" else 1]
+        self.support_offsets, self.query_offsets = (
+            torch.tensor([0, *itertools.accumulate(sizes)]) for sizes in (counts, queries)
+        )
+        rows = int(self.support_offsets[-1])
+        targets = self.normal(rows)
+        targets = targets.sigmoid() if loss == "logistic" else targets
+        self.leaves = [
+            self.normal(rows, widths[0]),
+            targets,
+            self.normal(rows).abs() + 0.2,
+            self.normal(int(self.query_offsets[-1]), widths[0]),
+            *self.draw_parameters(),
+            *self.draw_rates(),
+        ]
+
+    def normal(self, *shape):
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
+
+    def draw_parameters(self):
+        for width, height in itertools.pairwise(self.widths):
+            yield self.normal(height, width) / max(width, 1) ** 0.5
+            yield self.normal(height) / 4
+
+    def draw_rates(self):
+        layers = list(itertools.pairwise(self.widths))[-1 if self.adapt == "last" else 0 :]
+        shape = {"per step": (self.steps, 1), "per layer": (len(layers),)}.get(self.rates, ())
+        yield 0.2 + 0.05 * self.normal(*shape)
+        for width, height in layers:
+            if self.rates == "rank one":
+                yield 1 + self.normal(height) / 4
+                yield 1 + self.normal(width + 1) / 4
+            elif self.rates == "full":
+                yield 1 + self.normal(height, width) / 4
+                yield 1 + self.normal(height) / 4
+
+    def arguments(self, leaves):
+        support, targets, weights, query, *rest = leaves
+        layers = len(self.widths) - 1
+        pairs = _pairs(rest[: 2 * layers])
+        head = InnerHead(pairs, self.activation, self.loss, self.adapt)
+        factors = _pairs(rest[2 * layers + 1 :]) or None
+        steps = InnerSteps(
+            self.steps,
+            rest[2 * layers],
+            rank_one_rates=factors if self.rates == "rank one" else None,
+            parameter_rates=factors if self.rates == "full" else None,
+            pull=self.pull,
+            reduction=self.reduction,
+        )
+        return (head, steps, support, targets, self.support_offsets, query, self.query_offsets), weights
+
+    def run(self, leaves=None, order=2):
+        arguments, weights = self.arguments(self.leaves if leaves is None else leaves)
+        return inner_loop(*arguments, weights=weights, order=order)
+
+    def double(self):
+        return [leaf.double() for leaf in self.leaves]
+
+
+def _pairs(values):
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def by_autograd(problem, leaves, order=2):
+    """The definition, task by task, by torch's autograd alone."""
+    (head, steps, support, targets, support_offsets, query, query_offsets), weights = problem.arguments(
+        leaves
+    )
+    function = {"relu": torch.relu, "tanh": torch.tanh, "gelu": torch.nn.functional.gelu}[head.activation]
+    layers = len(head.layers)
+    frozen = layers - 1 if head.adapt == "last" else 0
+
+    def outputs(parameters, inputs):
+        for layer, (weight, bias) in enumerate(_pairs(parameters)):
+            inputs = torch.nn.functional.linear(function(inputs) if layer else inputs, weight, bias)
+        return inputs
+
+    def losses(z, y):
+        if head.loss == "squared":
+            return (z[:, 0] - y) ** 2 / 2
+        if head.loss == "logistic":
+            return torch.nn.functional.binary_cross_entropy_with_logits(z[:, 0], y, reduction="none")
+        return torch.nn.functional.gaussian_nll_loss(z[:, 0], y, z[:, 1].exp(), eps=1e-300, reduction="none")
+
+    start = [part for pair in head.layers for part in pair]
+    adapting = start[2 * frozen :]
+    rates = steps.rates.expand(steps.count, layers - frozen)
+    factors = [torch.ones_like(part) for part in adapting]
+    if steps.rank_one_rates is not None:
+        factors = [f for u, v in steps.rank_one_rates for f in (torch.outer(u, v[:-1]), u * v[-1])]
+    if steps.parameter_rates is not None:
+        factors = [f for pair in steps.parameter_rates for f in pair]
+    predictions = []
+    for task in range(len(support_offsets) - 1):
+        own = slice(support_offsets[task], support_offsets[task + 1])
+        asked = slice(query_offsets[task], query_offsets[task + 1])
+        shares = weights[own]
+        if steps.reduction == "mean" and len(shares):
+            shares = shares / shares.sum()
+        adapted = [part if part.requires_grad else part.clone().requires_grad_() for part in adapting]
+        for k in range(steps.count):
+            z = outputs([*start[: 2 * frozen], *adapted], support[own])
+            objective = (shares * losses(z, targets[own])).sum()
+            gradients = torch.autograd.grad(
+                objective, adapted, create_graph=order == 2, retain_graph=True, allow_unused=True
+            )
+            moved = []
+            for index, (part, gradient) in enumerate(zip(adapted, gradients, strict=True)):
+                distance = part - adapting[index]
+                total = gradient + steps.pull * (distance if order == 2 else distance.detach())
+                moved.append(part - rates[k, index // 2] * factors[index] * total)
+            adapted = moved
+        predictions.append(outputs([*start[: 2 * frozen], *adapted], query[asked]))
+    result = torch.cat(predictions)
+    return result if head.loss == "gaussian" else result[:, 0]
+
+
+def gradients_of(function, leaves):
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    predictions = function(leaves)
+    weights = torch.linspace(-1, 1, predictions.numel(), dtype=predictions.dtype).view(predictions.shape)
+    found = torch.autograd.grad((predictions * weights).sum(), leaves, allow_unused=True)
+    return predictions.detach(), [
+        torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True)
+    ]
+
+
+def assert_close(got, wanted, tolerance):
+    scale = wanted.abs().amax().clamp_min(1) if wanted.numel() else 1
+    torch.testing.assert_close(got.double() / scale, wanted / scale, rtol=0, atol=tolerance)
+
+
+SHAPES = [
+    ([3], [2], [4]),
+    ([3], [2], [4, 5]),
+    ([3], [2], [4, 5, 3]),
+    ([0, 2, 1, 7], [1, 3, 0, 2], [5, 6, 4]),
+    ([1, 30, 2], [2, 70, 130], [9, 8, 16]),
+    ([40, 3], [5, 200], [3, 17, 2]),
+    ([20, 5], [3, 2], [33, 31, 8]),
+    ([6, 1], [1, 1], [64, 1, 9]),
+    ([200], [10], [16, 12]),
+    ([2, 60], [3, 3], [7]),
+]
+
+
+def assert_equals_autograd(problem, order):
+    wanted, wanted_gradients = gradients_of(
+        lambda leaves: by_autograd(problem, leaves, order), problem.double()
+    )
+    got, gradients = gradients_of(lambda leaves: problem.run(leaves, order), problem.leaves)
+    assert got.dtype == problem.dtype
+    assert_close(got, wanted, TOLERANCE[problem.dtype])
+    for value, target in zip(gradients, wanted_gradients, strict=True):
+        assert_close(value, target, TOLERANCE[problem.dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize(("counts", "queries", "widths"), SHAPES)
+def test_equals_autograd(counts, queries, widths, rates, order, dtype):
+    assert_equals_autograd(Problem(counts, queries, widths, rates=rates, dtype=dtype), order)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("loss", ["squared", "logistic", "gaussian"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+@pytest.mark.parametrize("widths", [[6, 5, 4], [6, 9]])
+def test_equals_autograd_for_each_activation_and_loss(widths, activation, loss, order):
+    problem = Problem([3, 0, 40], [2, 2, 3], widths, activation=activation, loss=loss, rates="per step")
+    assert_equals_autograd(problem, order)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize("pull", [0.0, 0.7])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("adapt", ["all", "last"])
+def test_equals_autograd_for_each_way_to_step(adapt, reduction, pull, rates, order):
+    problem = Problem(
+        [3, 1, 30], [2, 1, 3], [6, 5, 4], adapt=adapt, reduction=reduction, pull=pull, rates=rates
+    )
+    assert_equals_autograd(problem, order)
+
+
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_equals_autograd_for_any_number_of_steps(steps, rates):
+    assert_equals_autograd(Problem([3, 2], [2, 1], [6, 5, 4], steps=steps, rates=rates), 2)
+
+
+def test_meta_gradient_of_least_squares_is_known():
+    """K steps on a linear head with Hessian H leave the gradient (I - a H)^K of the last weights."""
+    problem = Problem([9], [4], [3], steps=6)
+    support, targets, weights, query, weight, bias, rate = problem.leaves
+    inputs, asked = (torch.cat([x, torch.ones(len(x), 1).double()], 1) for x in (support, query))
+    shares = weights / weights.sum()
+    hessian = inputs.mT @ (shares[:, None] * inputs)
+    left = torch.linalg.matrix_power(torch.eye(4).double() - rate * hessian, 6)
+    start = torch.cat([weight[0], bias])
+    best = torch.linalg.solve(hessian, inputs.mT @ (shares * targets))
+    leaves = [leaf.clone().requires_grad_() for leaf in problem.leaves]
+    predictions = problem.run(leaves)
+    torch.testing.assert_close(
+        predictions.detach(), asked @ (best + left @ (start - best)), rtol=1e-12, atol=1e-12
+    )
+    gradient = torch.autograd.grad(predictions.sum(), leaves[4:6])
+    torch.testing.assert_close(
+        torch.cat([gradient[0][0], gradient[1]]), left.mT @ asked.sum(0), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(
+    ("widths", "rates", "activation"),
+    [([9, 8, 7], "scalar", "relu"), ([5, 4], "full", "gelu"), ([7], "rank one", "relu")],
+)
+def test_the_backward_pass_is_the_same_where_it_takes_the_steps_again(
+    widths, rates, activation, order, monkeypatch
+):
+    problem = Problem([4, 0, 30, 2], [2, 1, 0, 100], widths, rates=rates, activation=activation)
+    kept = gradients_of(lambda leaves: problem.run(leaves, order), problem.leaves)
+    monkeypatch.setattr(module, "_MOST_KEPT", 0)
+    again = gradients_of(lambda leaves: problem.run(leaves, order), problem.leaves)
+    for value, wanted in zip([again[0], *again[1]], [kept[0], *kept[1]], strict=True):
+        assert_close(value, wanted, 1e-12)
+
+
+def test_first_order_without_gradients_of_rates_equals_the_one_with_them():
+    problem = Problem([4, 0, 3], [2, 1, 5], [6, 5, 4], rates="per step")
+    _, wanted = gradients_of(lambda leaves: problem.run(leaves, 1), problem.leaves)
+    leaves = [leaf.clone().requires_grad_() for leaf in problem.leaves]
+    leaves[-1] = problem.leaves[-1]
+    predictions = problem.run(leaves, 1)
+    weights = torch.linspace(-1, 1, predictions.numel(), dtype=torch.float64)
+    found = torch.autograd.grad((predictions * weights).sum(), leaves[:-1], allow_unused=True)
+    for value, target in zip(found, wanted[:-1], strict=True):
+        assert_close(torch.zeros_like(target) if value is None else value, target, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": 2},
+        {"order": 2, "rates": "rank one", "activation": "gelu"},
+        {"order": 2, "rates": "full", "loss": "gaussian"},
+        {"order": 2, "rates": "per layer", "loss": "logistic", "pull": 0.4},
+        {"order": 2, "adapt": "last", "reduction": "sum"},
+    ],
+)
+def test_gradcheck(options):
+    order = options.pop("order", 2)
+    problem = Problem([2, 0, 3], [1, 2, 1], [3, 4, 3], steps=2, **options)
+    leaves = [leaf.requires_grad_() for leaf in problem.leaves]
+    assert torch.autograd.gradcheck(lambda *leaves: problem.run(leaves, order), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize("counts", [[3, 0, 1], [50, 2, 9]])
+def test_a_state_predicts_as_the_loop_does(counts, rates):
+    for adapt, pull in (("all", 0.0), ("last", 0.3), ("all", 0.3)):
+        problem = Problem(counts, [2, 100, 0], [6, 5, 4], rates=rates, adapt=adapt, pull=pull)
+        (head, steps, support, targets, offsets, query, query_offsets), weights = problem.arguments(
+            problem.leaves
+        )
+        state = inner_loop_state(head, steps, support, targets, offsets, weights=weights)
+        wanted = inner_loop(
+            head, steps, support, targets, offsets, query, query_offsets, weights=weights, order=0
+        )
+        got = inner_loop_predict(head, state, offsets, query, query_offsets)
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_state_in_gram_form_is_small():
+    problem = Problem([3, 2], [1, 1], [1000, 8], dtype=torch.float32)
+    (head, steps, support, targets, offsets, *_), _ = problem.arguments(problem.leaves)
+    state = inner_loop_state(head, steps, support, targets, offsets)
+    assert [list(part.shape) for part in state] == [[5, 1000], [5, 8], [2, 17]]
+
+
+@pytest.mark.parametrize("loss", ["squared", "gaussian"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_effects_are_those_of_a_support_without_the_rating(reduction, loss):
+    problem = Problem([3, 0, 1, 20], [2, 1, 3, 2], [6, 5, 4], reduction=reduction, loss=loss)
+    (head, steps, support, targets, offsets, query, query_offsets), weights = problem.arguments(
+        problem.leaves
+    )
+    effects = inner_loop_effects(
+        head, steps, support, targets, offsets, query, query_offsets, weights=weights
+    )
+    wanted = []
+    for task in range(4):
+        own = torch.arange(int(offsets[task]), int(offsets[task + 1]))
+        asked = query[query_offsets[task] : query_offsets[task + 1]]
+
+        def predict(rows, asked=asked):
+            alone = torch.tensor([0, len(rows)]), asked, torch.tensor([0, len(asked)])
+            return inner_loop(
+                head, steps, support[rows], targets[rows], *alone, weights=weights[rows], order=0
+            )
+
+        wanted += [predict(own) - predict(own[own != row]) for row in own]
+    torch.testing.assert_close(effects, torch.cat(wanted), rtol=1e-12, atol=1e-12)
+
+
+def test_ratings_of_weight_zero_are_absent():
+    problem = Problem([4, 2], [2, 2], [6, 5])
+    problem.leaves[2][[1, 4, 5]] = 0
+    got = problem.run(order=0)
+    (head, steps, support, targets, _, query, query_offsets), weights = problem.arguments(problem.leaves)
+    kept = torch.tensor([0, 2, 3])
+    wanted = inner_loop(
+        head, steps, support[kept], targets[kept], torch.tensor([0, 3, 3]), query, query_offsets,
+        weights=weights[kept], order=0,
+    )  # fmt: skip
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_no_weights_are_equal_weights():
+    problem = Problem([4, 2], [2, 2], [6, 5])
+    problem.leaves[2].fill_(0.3)
+    arguments, weights = problem.arguments(problem.leaves)
+    torch.testing.assert_close(inner_loop(*arguments), inner_loop(*arguments, weights=weights))
+
+
+def test_order_zero_has_no_gradient():
+    problem = Problem([2], [2], [3])
+    assert not problem.run([leaf.requires_grad_() for leaf in problem.leaves], order=0).requires_grad
+
+
+def test_a_second_derivative_raises():
+    problem = Problem([2], [2], [3])
+    leaves = [leaf.requires_grad_() for leaf in problem.leaves]
+    (gradient, *_) = torch.autograd.grad(problem.run(leaves).sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once only"):
+        gradient.sum().backward()
+
+
+def raw_arguments(problem):
+    (head, steps, support, targets, offsets, query, query_offsets), weights = problem.arguments(
+        problem.leaves
+    )
+    return (
+        (support, targets, weights, offsets, True),
+        (query, query_offsets),
+        (*module._network(head), *module._rates(head, steps)),
+    )
+
+
+@pytest.mark.parametrize("rates", ["per step", "rank one", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(dtype, rates):
+    problem = Problem([0, 2, 5], [1, 0, 3], [4, 3], rates=rates, dtype=dtype)
+    problem.leaves = [leaf.requires_grad_() for leaf in problem.leaves]
+    ops = torch.ops.metarec
+
+    def check(op, *arguments):
+        torch.library.opcheck(op.default, arguments)
+
+    support, query, rest = raw_arguments(problem)
+    check(ops.inner_loop, *support, *query, *rest, 2, 0, 0)
+    problem.leaves = [leaf.detach() for leaf in problem.leaves]
+    support, query, rest = raw_arguments(problem)
+    predictions, trace = ops.inner_loop(*support, *query, *rest, 2, 0, 0)
+    wanted = [True] * 5 + [False, True, True, True]
+    check(ops.inner_loop_backward, predictions, *support, *query, *rest, 2, 0, trace, wanted)
+    check(ops.inner_loop_effects, *support, *query, *rest, 5 * 3)
+    state = ops.inner_loop_state(*support, *rest)
+    check(ops.inner_loop_state, *support, *rest)
+    check(ops.inner_loop_predict, *state, support[3], *query, *rest[:3])
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_compiles_with_gradient(order):
+    problem = Problem([3, 0, 8], [2, 1, 4], [5, 4, 3])
+
+    def loss(leaves: list[Tensor]) -> Tensor:
+        return problem.run([leaf * 2 for leaf in leaves], order).square().sum()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    plain, traced = ([leaf.clone().requires_grad_() for leaf in problem.leaves] for _ in range(2))
+    loss(plain).backward()
+    compiled(traced).backward()
+    for value, wanted in zip(traced, plain, strict=True):
+        torch.testing.assert_close(value.grad, wanted.grad)
+
+
+@pytest.mark.skipif(not NATIVE, reason="no native kernels in this build")
+@pytest.mark.parametrize("rates", ["per step", "rank one", "full"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_bit_equal_for_any_number_of_threads(order, rates, threads):
+    counts = [task * 7 % 45 for task in range(90)]
+    problem = Problem(counts, [task % 4 for task in range(90)], [20, 9, 5], rates=rates, dtype=torch.float32)
+    runs = []
+    for number in (1, 2, 3):
+        threads(number)
+        predictions, gradients = gradients_of(lambda leaves: problem.run(leaves, order), problem.leaves)
+        runs.append([predictions, *gradients])
+    for run in runs[1:]:
+        assert all(torch.equal(value, wanted) for value, wanted in zip(run, runs[0], strict=True))
+
+
+@given(st.lists(st.integers(-3, 8), min_size=1, max_size=6), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_offsets_either_ascend_to_the_end_or_are_refused(offsets, of_queries):
+    valid = offsets[0] == 0 and offsets[-1] == 5 and sorted(offsets) == offsets
+    problem = Problem([5], [5], [2])
+    good = torch.tensor([0] * (len(offsets) - 1) + [5])
+    problem.support_offsets, problem.query_offsets = good, torch.tensor(offsets)
+    if not of_queries:
+        problem.support_offsets, problem.query_offsets = problem.query_offsets, good
+    if valid and len(offsets) > 1:
+        assert problem.run(order=0).shape == (5,)
+    else:
+        with pytest.raises(ValueError, match="offsets must ascend from 0 to 5"):
+            problem.run(order=0)
+
+
+def head_of(*widths, loss="squared", **options):
+    layers = [
+        (torch.zeros(height, width), torch.zeros(height)) for width, height in itertools.pairwise(widths)
+    ]
+    return InnerHead(layers, loss=loss, **options)
+
+
+@pytest.mark.parametrize(
+    ("head", "steps", "replaced", "message"),
+    [
+        (InnerHead([]), {}, {}, "head must have one to three layers, got 0"),
+        (head_of(2, 3, 3, 3, 1), {}, {}, "head must have one to three layers, got 4"),
+        (head_of(3, 1), {}, {}, r"weight of layer 0 must have shape \[1, 2\], got \[1, 3\]"),
+        (head_of(2, 2), {}, {}, "the squared loss wants 1 outputs, got 2"),
+        (head_of(2, 1, loss="gaussian"), {}, {}, "the gaussian loss wants 2 outputs, got 1"),
+        (head_of(2, 1, loss="hinge"), {}, {}, "loss must be one of squared, logistic, gaussian, got 'hinge'"),
+        (head_of(2, 1, activation="selu"), {}, {}, "activation must be one of relu, gelu, tanh, got 'selu'"),
+        (head_of(2, 1, adapt="first"), {}, {}, "adapt must be one of all, last, got 'first'"),
+        (head_of(2, 1), {"reduction": "max"}, {}, "reduction must be one of mean, sum, got 'max'"),
+        (head_of(2, 1), {"count": -1}, {}, "count of steps must not be negative, got -1"),
+        (
+            head_of(2, 1),
+            {"rates": torch.zeros(3, 1)},
+            {},
+            r"rates must be a number or go with shape \[2, 1\], got \[3, 1\]",
+        ),
+        (
+            head_of(2, 1),
+            {"rank_one_rates": [(torch.ones(1), torch.ones(2))]},
+            {},
+            r"rank_one_rates of layer 0 must have shape \[3\], got \[2\]",
+        ),
+        (head_of(2, 1), {"parameter_rates": []}, {}, "parameter_rates must be given for 1 layers, got 0"),
+        (head_of(2, 1), {}, {"support": torch.zeros(5, 2).double()}, "support must be torch.float32"),
+        (head_of(2, 1), {}, {"targets": torch.zeros(4)}, r"targets must have shape \[5\], got \[4\]"),
+        (head_of(2, 1), {}, {"weights": torch.zeros(5, 1)}, r"weights must have shape \[5\], got \[5, 1\]"),
+        (
+            head_of(2, 1),
+            {},
+            {"support_offsets": torch.tensor([0, 5], dtype=torch.int32)},
+            "support_offsets must be int64",
+        ),
+        (
+            head_of(2, 1),
+            {},
+            {"query_offsets": torch.tensor([0, 1, 3])},
+            r"query_offsets must have shape \[2\], got \[3\]",
+        ),
+        (head_of(2, 1), {}, {"order": 3}, "order must be 0, 1 or 2, got 3"),
+    ],
+)
+def test_bad_arguments_are_named(head, steps, replaced, message):
+    arguments = {
+        "support": torch.zeros(5, 2),
+        "targets": torch.zeros(5),
+        "support_offsets": torch.tensor([0, 5]),
+        "query": torch.zeros(3, 2),
+        "query_offsets": torch.tensor([0, 3]),
+    }
+    with pytest.raises(ValueError, match=message):
+        inner_loop(head, InnerSteps(**{"count": 2, "rates": 0.1, **steps}), **{**arguments, **replaced})
+
+
+def test_strided_arguments_are_read_as_they_are():
+    problem = Problem([3, 4], [2, 2], [6, 5, 4])
+    wanted = problem.run()
+    strided = [
+        torch.stack([leaf, leaf], -1)[..., 0] if leaf.dim() < 2 else leaf.mT.contiguous().mT
+        for leaf in problem.leaves
+    ]
+    torch.testing.assert_close(problem.run(strided), wanted)
