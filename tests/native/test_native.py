@@ -12,6 +12,7 @@ import torch
 import metarec
 from metarec.ops import cosine_topk, gaussian_posterior
 
+PROGRAMS = ["gaussian_posterior", "cosine_topk", "inner_loop"]
 CMAKE, COMPILER = shutil.which("cmake"), shutil.which(os.environ.get("CXX", "c++"))
 
 pytestmark = [
@@ -37,13 +38,13 @@ def build(folder: Path, *programs: str, flags: str) -> Path:
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory) -> Path:
     flags = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS"
-    return build(tmp_path_factory.mktemp("checked"), "gaussian_posterior", "cosine_topk", flags=flags)
+    return build(tmp_path_factory.mktemp("checked"), *PROGRAMS, flags=flags)
 
 
 @pytest.fixture(scope="module")
 def raced(tmp_path_factory) -> Path:
     flags = "-O0 -g1 -fsanitize=thread"
-    return build(tmp_path_factory.mktemp("raced"), "gaussian_posterior", "cosine_topk", flags=flags)
+    return build(tmp_path_factory.mktemp("raced"), *PROGRAMS, flags=flags)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +53,12 @@ def plain(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
-@pytest.mark.parametrize("program", ["gaussian_posterior", "cosine_topk"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_right_and_within_bounds(checked, program, isa):
     run(checked / program, env={**os.environ, "METAREC_ISA": isa})
 
 
-@pytest.mark.parametrize("program", ["gaussian_posterior", "cosine_topk"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_threads_do_not_race(raced, program):
     run(raced / program, "threads")
 
