@@ -1,0 +1,160 @@
+"""``inner_loop`` beside a loop over tasks in Python and ``torch.func.vmap``, both by torch's autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from benchmarks.ops import Case
+from metarec.ops import InnerHead, InnerSteps, inner_loop
+
+WIDTH, HIDDEN, STEPS, RATE = 256, 64, 5, 0.01
+
+
+def cases() -> Iterator[Case]:
+    """Meta-gradients of both orders, and supports of all sizes."""
+    alike = Tasks([20] * 32, [10] * 32)
+    yield Case(
+        f"second order, {alike}, 20 + 10 ratings",
+        ours=lambda: alike.by_metarec(2),
+        bytes=alike.bytes(),
+        operations=alike.operations(2),
+        peers={"vmap(grad)": lambda: alike.by_vmap(2), "Python loop": lambda: alike.by_loop(2)},
+        least_ratio={"vmap(grad)": 8, "Python loop": 40},
+    )
+    yield Case(
+        f"first order, {alike}, 20 + 10 ratings",
+        ours=lambda: alike.by_metarec(1),
+        bytes=alike.bytes(),
+        operations=alike.operations(1),
+        peers={"vmap(grad)": lambda: alike.by_vmap(1), "Python loop": lambda: alike.by_loop(1)},
+        least_ratio={"Python loop": 50},
+    )
+    ragged = Tasks([1 + task * 199 // 511 for task in range(512)], [10] * 512)
+    yield Case(
+        f"second order, {ragged}, 1 to 200 + 10 ratings",
+        ours=lambda: ragged.by_metarec(2),
+        bytes=ragged.bytes(),
+        operations=ragged.operations(2),
+        peers={"padded vmap(grad)": lambda: ragged.by_vmap(2)},
+        least_ratio={"padded vmap(grad)": 10},
+    )
+
+
+class Tasks:
+    """Random tasks, and the loss of their queries with its meta-gradient by each way to compute it."""
+
+    def __init__(self, supports: list[int], queries: list[int]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.supports, self.queries = supports, queries
+        self.support_offsets, self.query_offsets = (
+            torch.tensor([0, *sizes]).cumsum(0) for sizes in (supports, queries)
+        )
+        self.support = torch.randn(sum(supports), WIDTH, generator=generator)
+        self.query = torch.randn(sum(queries), WIDTH, generator=generator)
+        self.targets = torch.randn(sum(supports), generator=generator)
+        self.query_targets = torch.randn(sum(queries), generator=generator)
+        self.parameters: list[Tensor] = []
+        for width, height in ((WIDTH, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
+            self.parameters.append(torch.randn(height, width, generator=generator) / width**0.5)
+            self.parameters.append(torch.zeros(height))
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+
+        # Padded to the largest support, with weights that leave the padding out.
+        most = max(supports)
+        self.padded = torch.zeros(len(supports), most, WIDTH)
+        self.padded_targets, self.shares = (torch.zeros(len(supports), most) for _ in range(2))
+        for task, size in enumerate(supports):
+            rows = slice(self.support_offsets[task], self.support_offsets[task + 1])
+            self.padded[task, :size] = self.support[rows]
+            self.padded_targets[task, :size] = self.targets[rows]
+            self.shares[task, :size] = 1 / size
+
+    def __str__(self) -> str:
+        return f"{WIDTH}-{HIDDEN}-{HIDDEN}-1, {len(self.supports)} tasks, {STEPS} steps"
+
+    def bytes(self) -> float:
+        """Inputs are read and the gradient of the parameters is written."""
+        return 4 * (self.support.numel() + self.query.numel() + sum(p.numel() for p in self.parameters))
+
+    def operations(self, order: Literal[1, 2]) -> float:
+        """In Gram form: the products of the forward pass, of the way back, and of the steps in both."""
+        total = 0.0
+        for s, q in zip(self.supports, self.queries, strict=True):
+            first = (s + q) * WIDTH * HIDDEN + s * (s + q) * WIDTH
+            step = s * s * HIDDEN + 3 * s * HIDDEN**2
+            query = q * s * HIDDEN + q * HIDDEN**2
+            total += first + STEPS * step + query
+            total += q * WIDTH * HIDDEN + 2 * q * HIDDEN**2
+            if order == 2:
+                total += s * WIDTH * HIDDEN + q * s * HIDDEN + STEPS * (s * s * HIDDEN + 6 * s * HIDDEN**2)
+        return 2 * total
+
+    def by_metarec(self, order: Literal[1, 2]) -> tuple[Tensor, ...]:
+        """One call."""
+        layers = list(zip(self.parameters[::2], self.parameters[1::2], strict=True))
+        predictions = inner_loop(
+            InnerHead(layers),
+            InnerSteps(STEPS, RATE),
+            self.support,
+            self.targets,
+            self.support_offsets,
+            self.query,
+            self.query_offsets,
+            order=order,
+        )
+        return torch.autograd.grad((predictions - self.query_targets).square().sum(), self.parameters)
+
+    def by_loop(self, order: int) -> tuple[Tensor, ...]:
+        """Task by task, as one writes it first."""
+        total = torch.zeros(())
+        for task in range(len(self.supports)):
+            own = slice(self.support_offsets[task], self.support_offsets[task + 1])
+            asked = slice(self.query_offsets[task], self.query_offsets[task + 1])
+            adapted = self.parameters
+            for _ in range(STEPS):
+                loss = (_head(adapted, self.support[own]) - self.targets[own]).square().mean() / 2
+                gradients = torch.autograd.grad(loss, adapted, create_graph=order == 2)
+                adapted = [p - RATE * g for p, g in zip(adapted, gradients, strict=True)]
+            errors = _head(adapted, self.query[asked]) - self.query_targets[asked]
+            total = total + errors.square().sum()
+        return torch.autograd.grad(total, self.parameters)
+
+    def by_vmap(self, order: int) -> tuple[Tensor, ...]:
+        """All tasks at once, padded to one size; all have as many queries."""
+
+        def errors(x: Tensor, y: Tensor, shares: Tensor, asked: Tensor, wanted: Tensor) -> Tensor:
+            def loss(parameters: list[Tensor]) -> Tensor:
+                return (shares * (_head(parameters, x) - y).square()).sum() / 2
+
+            adapted = list(self.parameters)
+            for _ in range(STEPS):
+                gradients = grad(loss)(adapted)
+                adapted = [
+                    p - RATE * (g if order == 2 else g.detach())
+                    for p, g in zip(adapted, gradients, strict=True)
+                ]
+            return (_head(adapted, asked) - wanted).square().sum()
+
+        tasks = len(self.supports)
+        total = vmap(errors)(
+            self.padded,
+            self.padded_targets,
+            self.shares,
+            self.query.view(tasks, -1, WIDTH),
+            self.query_targets.view(tasks, -1),
+        ).sum()
+        return torch.autograd.grad(total, self.parameters)
+
+
+def _head(parameters: list[Tensor], inputs: Tensor) -> Tensor:
+    for layer in range(0, len(parameters), 2):
+        inputs = torch.nn.functional.linear(
+            torch.relu(inputs) if layer else inputs, parameters[layer], parameters[layer + 1]
+        )
+    return inputs[:, 0]
