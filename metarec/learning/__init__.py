@@ -1,8 +1,9 @@
 """Layer 3: what learns across tasks."""
 
-from metarec.learning.abilities import Explainable, Explanation, Factorized, Updatable
+from metarec.learning.abilities import Explainable, Explanation, Factorized, Updatable, leave_one_out
 from metarec.learning.algorithm import Adapted, Algorithm, Prediction
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
+from metarec.learning.gradient import AdaptedHeads, GradientMetaLearner, Steps, Towers
 from metarec.learning.level import Level, LevelAlgorithm, residual_variance
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes
 from metarec.learning.posterior import Posterior, PosteriorLearner
@@ -11,12 +12,14 @@ from metarec.learning.training import Trainer, Training, TrainingWarning
 
 __all__ = [
     "Adapted",
+    "AdaptedHeads",
     "Algorithm",
     "ContentPrior",
     "EntityEmbedding",
     "Explainable",
     "Explanation",
     "Factorized",
+    "GradientMetaLearner",
     "Level",
     "LevelAlgorithm",
     "NeuralAlgorithm",
@@ -27,10 +30,13 @@ __all__ = [
     "Run",
     "Silent",
     "Sizes",
+    "Steps",
+    "Towers",
     "Trainer",
     "Training",
     "TrainingWarning",
     "Updatable",
     "fit_content_prior",
+    "leave_one_out",
     "residual_variance",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from metarec.data import Side
-from metarec.learning.algorithm import Adapted
+from metarec.learning.algorithm import Adapted, Algorithm
 from metarec.tasks import EntityRows, Query, Support
 
 
@@ -68,3 +69,44 @@ class Explainable(Protocol):
     def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
         """Contributions of the support's ratings to each query partner's mean."""
         ...
+
+
+@torch.no_grad()
+def leave_one_out(algorithm: Algorithm, adapted: Adapted, support: Support, query: Query) -> Explanation:
+    """What each support rating does to each prediction, by adapting to the rest of its support.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+        Whose predictions are explained.
+    adapted : Adapted
+        What it made of `support`.
+    support : Support
+    query : Query
+
+    Returns
+    -------
+    Explanation
+        Of the kind "leave-one-out".
+    """
+    rest, asked = _without_each(support), query.select(support.owner)
+    mean = algorithm.predict(adapted, query).mean
+    entry = query.entries(support.owner)[1]
+    effect = mean[entry] - algorithm.predict(algorithm.adapt(rest), asked).mean
+    by_query = entry.argsort(stable=True)
+    offsets = torch.cat([support.offsets[:1], support.counts[query.owner].cumsum(0)])
+    baseline = algorithm.predict(algorithm.adapt(support.first(0)), query).mean
+    return Explanation(baseline, offsets, effect[by_query], "leave-one-out")
+
+
+def _without_each(support: Support) -> Support:
+    """For each rating a task: the support that it stands in, without it."""
+    entry = support.entries(support.owner)[1]
+    each = support.select(support.owner)
+    kept = entry != each.owner
+    return replace(
+        each,
+        offsets=torch.cat([each.offsets[:1], (each.counts - 1).cumsum(0)]),
+        partner=each.partner[kept],
+        rating=each.rating[kept],
+    )

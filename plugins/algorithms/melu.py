@@ -1,0 +1,34 @@
+"""MeLU: preferences from content alone, whose decision layers adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from metarec import Algorithm, hookimpl
+from metarec.learning import GradientMetaLearner
+
+
+class MeLU(GradientMetaLearner):
+    """Preferences from content alone, whose decision layers adapt.
+
+    Users and items have no embedding but that of their attributes, so a new one is as good as a known one. The decision
+    layers, two hidden ones of 64 units and the output, take a task's steps; the embeddings, of 32 numbers, are shared.
+    Training goes through the steps, as in `maml`.
+
+    Unlike the paper's, the embeddings of an entity's attributes are added up rather than put side by side, and the
+    layers see their product with the partner's too.
+
+    References
+    ----------
+    Lee, Im, Jang, Cho, Chung 2019. MeLU: Meta-Learned User Preference Estimator for Cold-Start Recommendation,
+    section 3.
+    """
+
+    name = "melu"
+    identity = False
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type[Algorithm]], None]) -> None:
+    """Register `MeLU`."""
+    register(MeLU)

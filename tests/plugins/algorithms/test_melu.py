@@ -1,0 +1,12 @@
+"""The contract, for `melu`; its formulas are held in tests/learning/test_gradient.py."""
+
+from metarec.learning import Training
+from metarec.plugins.algorithms.melu import MeLU
+from metarec.testing import AlgorithmConformance
+
+SMALL = {"size": 4, "hidden": (5,), "training": Training(epochs=2)}
+
+
+class TestConformance(AlgorithmConformance):
+    algorithm = MeLU
+    options = SMALL
