@@ -293,7 +293,7 @@ def _frozen(head: InnerHead, inputs: Tensor) -> Tensor:
 
 
 def _flat(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    return torch.cat([part.reshape(-1) for pair in pairs for part in pair])
+    return torch.cat([part.flatten() for pair in pairs for part in pair])
 
 
 def _network(head: InnerHead) -> tuple[Tensor, list[int], str, str]:

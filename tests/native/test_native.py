@@ -29,8 +29,10 @@ def run(*command: str | Path, **options) -> bytes:
 
 def build(folder: Path, *programs: str, flags: str) -> Path:
     """Build programs of this folder as a user of the library would: by ``find_package(metarec)``."""
-    prefix = f"-DCMAKE_PREFIX_PATH={metarec.cmake_prefix_path}"
-    run(CMAKE, "-S", Path(__file__).parent, "-B", folder, prefix, f"-DCMAKE_CXX_FLAGS={flags}")
+    options = [f"-DCMAKE_PREFIX_PATH={metarec.cmake_prefix_path}"]
+    if flags:  # of a build type, for without one the library is optimised, which takes long under sanitizers
+        options += ["-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS_DEBUG={flags}"]
+    run(CMAKE, "-S", Path(__file__).parent, "-B", folder, *options)
     run(CMAKE, "--build", folder, "--parallel", "2", "--target", *programs)
     return folder
 
