@@ -12,7 +12,14 @@ import torch
 import metarec
 from metarec.ops import cosine_topk, gaussian_posterior
 
-PROGRAMS = ["gaussian_posterior", "cosine_topk", "inner_loop"]
+PROGRAMS = [
+    "gaussian_posterior",
+    "cosine_topk",
+    "inner_loop",
+    "cosine_scores",
+    "embedding_update",
+    "cosine_sgd_epoch",
+]
 CMAKE, COMPILER = shutil.which("cmake"), shutil.which(os.environ.get("CXX", "c++"))
 
 pytestmark = [

@@ -1,0 +1,129 @@
+// Steps of the three rules against steps written out in double precision.
+#include "metarec/embedding_update.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+
+#include "checks.h"
+
+namespace {
+
+constexpr metarec::UpdateRates kRates{.lr = 0.1, .l2 = 0.3, .weight_decay = 0.2};
+constexpr double kBeta1 = 0.8, kBeta2 = 0.9, kEps = 1e-3;
+
+template <class Real>
+struct Problem {
+  std::int64_t count, dim;
+  std::vector<Real> table, sums, means, squares, gradients;
+  std::vector<std::int32_t> steps;
+  std::vector<std::int64_t> rows;
+
+  Problem(std::int64_t count, std::int64_t dim, std::int64_t entries)
+      : count(count), dim(dim), table(normal<Real>(count * dim, 1)), sums(count), means(count * dim),
+        squares(count * dim), gradients(normal<Real>(entries * dim, 2)), steps(count) {
+    std::mt19937 random(3);
+    for (std::int64_t entry = 0; entry < entries; ++entry) {
+      rows.push_back(entry % 3 == 0 ? count - 1 : random() % count);
+    }
+  }
+
+  metarec::UpdateRule<Real> rule(const std::string& name) {
+    if (name == "sgd") return metarec::Sgd{};
+    if (name == "adagrad") return metarec::RowwiseAdagrad<Real>{kEps, sums};
+    return metarec::LazyAdam<Real>{kBeta1, kBeta2, kEps, means, squares, steps};
+  }
+
+  void update(const std::string& name, const metarec::Parallel& parallel = {}) {
+    metarec::embedding_update<Real>({dim, count, table}, std::span<const std::int64_t>(rows), gradients, rule(name),
+                                    kRates, parallel);
+  }
+};
+
+// The same on one row, one value after the other.
+void step_by_hand(const std::string& name, std::vector<double>& row, std::vector<double> g, double& sum,
+                  std::vector<double>& mean, std::vector<double>& square, int step) {
+  double total = 0;
+  for (std::size_t d = 0; d < row.size(); ++d) {
+    g[d] += kRates.l2 * row[d];
+    total += g[d] * g[d];
+  }
+  sum += row.empty() ? 0 : total / static_cast<double>(row.size());
+  for (std::size_t d = 0; d < row.size(); ++d) {
+    mean[d] = kBeta1 * mean[d] + (1 - kBeta1) * g[d];
+    square[d] = kBeta2 * square[d] + (1 - kBeta2) * g[d] * g[d];
+    const double adam = mean[d] / (1 - std::pow(kBeta1, step)) /
+                        (std::sqrt(square[d] / (1 - std::pow(kBeta2, step))) + kEps);
+    const double change = name == "sgd" ? g[d] : name == "adagrad" ? g[d] / (std::sqrt(sum) + kEps) : adam;
+    row[d] = (1 - kRates.lr * kRates.weight_decay) * row[d] - kRates.lr * change;
+  }
+}
+
+template <class Real>
+void test_steps(double tolerance) {
+  for (const std::string name : {"sgd", "adagrad", "adam"}) {
+    for (const auto& [count, dim, entries] :
+         {std::array<std::int64_t, 3>{1, 1, 1}, {4, 3, 0}, {4, 0, 5}, {50, 33, 900}, {3000, 64, 4000}}) {
+      Problem<Real> problem(count, dim, entries);
+      const std::vector<Real> before = problem.table;
+      for (int step = 1; step <= 2; ++step) problem.update(name);
+      std::map<std::int64_t, std::vector<double>> gradients;
+      for (std::int64_t entry = 0; entry < entries; ++entry) {
+        std::vector<double>& sum = gradients[problem.rows[entry]];
+        sum.resize(dim);
+        for (std::int64_t d = 0; d < dim; ++d) sum[d] += problem.gradients[entry * dim + d];
+      }
+      for (std::int64_t row = 0; row < count; ++row) {
+        std::vector<double> values(before.begin() + row * dim, before.begin() + (row + 1) * dim);
+        if (gradients.contains(row)) {
+          double sum = 0;
+          std::vector<double> mean(dim), square(dim);
+          for (int step = 1; step <= 2; ++step) {
+            step_by_hand(name, values, gradients[row], sum, mean, square, step);
+          }
+        }
+        for (std::int64_t d = 0; d < dim; ++d) {
+          const double got = problem.table[row * dim + d];
+          CHECK(gradients.contains(row) ? std::abs(got - values[d]) < tolerance * (1 + std::abs(values[d]))
+                                        : got == before[row * dim + d]);
+        }
+        CHECK(problem.steps[row] == (name == "adam" && gradients.contains(row) ? 2 : 0));
+      }
+    }
+  }
+}
+
+template <class Real>
+void test_threads_change_nothing() {
+  for (const std::string name : {"sgd", "adagrad", "adam"}) {
+    Problem<Real> one(2000, 19, 40000), four = one;
+    for (int step = 0; step < 2; ++step) {
+      one.update(name);
+      four.update(name, threads(4));
+    }
+    CHECK(one.table == four.table && one.sums == four.sums && one.means == four.means);
+    CHECK(one.squares == four.squares && one.steps == four.steps);
+  }
+}
+
+void test_bad_rows_throw_and_change_nothing() {
+  Problem<float> problem(5, 3, 20000);
+  const std::vector<float> before = problem.table;
+  problem.rows[18000] = 5;
+  check_throws([&] { problem.update("adam", threads(2)); }, "rows must be from 0 to 4, got 5 at 18000");
+  problem.rows[3] = -1;
+  check_throws([&] { problem.update("adam"); }, "rows must be from 0 to 4, got -1 at 3");
+  CHECK(problem.table == before && std::ranges::count(problem.steps, 0) == 5);
+}
+
+}  // namespace
+
+// With an argument only what threads do, for the sanitizer that is slow.
+int main(int count, char**) {
+  test_threads_change_nothing<float>();
+  test_threads_change_nothing<double>();
+  if (count > 1) return 0;
+  test_steps<float>(1e-4);
+  test_steps<double>(1e-11);
+  test_bad_rows_throw_and_change_nothing();
+}
