@@ -54,7 +54,9 @@ struct WeightedRows {
 
   const Stored* row(std::uint32_t pair) const { return terms.right + terms.pairs[pair].right_row * terms.dim; }
   Real weight(std::uint32_t pair) const { return terms.pairs[pair].weight; }
-  [[gnu::always_inline]] void prefetch_entry(std::uint32_t pair) const { __builtin_prefetch(terms.pairs.get() + pair); }
+  [[gnu::always_inline]] void prefetch_entry(std::uint32_t pair) const {
+    prefetch(terms.pairs.get(), pair * sizeof(terms.pairs[0]), sizeof(terms.pairs[0]));
+  }
   [[gnu::always_inline]] void prefetch_row(std::uint32_t pair) const {
     const auto bytes = static_cast<std::size_t>(terms.dim) * sizeof(Stored);
     prefetch(terms.right, terms.pairs[pair].right_row * bytes, bytes);

@@ -104,10 +104,12 @@ template <class Value, class Stored>
 }
 #endif
 
-// Fetches what lies at an address that may be past the end of an array.
+// Fetches what lies at an address that may be past the end of an array. The empty statement is for GCC, which takes a
+// function that does nothing but fetch for one without effect, and drops the calls of it.
 [[gnu::always_inline]] inline void prefetch(const void* array, std::size_t offset, std::size_t bytes) {
   const auto address = reinterpret_cast<std::uintptr_t>(array) + offset;
   for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const void*>(address + line));
+  asm volatile("");
 }
 
 // Bit i says that value i is not below limit i; what is not a number is not.
