@@ -21,7 +21,7 @@ std::int64_t padded(std::int64_t rank) {
 }
 
 constexpr std::int64_t kChunk = 64;
-constexpr int kTileRows = METAREC_VECTOR_BYTES == 64 ? 8 : 4;
+constexpr int kTileRows = METAREC_VECTOR_BYTES == 64 ? 8 : METAREC_VECTOR_BYTES == 32 ? 6 : 4;
 
 // Rows [row, row + rows) and Columns vectors from `column` of C += sign * A B, where A's element (i, k) is
 // a[i * row_step + k * step], and B and C are row-major with the given strides.
@@ -123,24 +123,44 @@ void solve_lower(const Real* upper, std::int64_t rank, std::int64_t stride, Real
   }
 }
 
-// Solves U x = b in place.
+// Solves U x = b in place. The values of a vector are found one after the other, in scalars: a vector that is read just
+// after one of its values was written waits for that to reach the cache.
 template <class Real>
 void solve_upper(const Real* upper, std::int64_t rank, std::int64_t stride, Real* x) {
-  for (std::int64_t k = rank; k-- > 0;) {
-    const Real* row = upper + k * stride;
-    const Real value = x[k];
-    x[k] = 0;
-    x[k] = (value - dot(row, x, k / kLanes<Real> * kLanes<Real>, stride)) / row[k];
+  constexpr std::int64_t lanes = kLanes<Real>;
+  for (std::int64_t begin = (rank - 1) / lanes * lanes; begin >= 0; begin -= lanes) {
+    const std::int64_t end = std::min(begin + lanes, rank);
+    for (std::int64_t k = begin; k < end; ++k) x[k] -= dot(upper + k * stride, x, begin + lanes, stride);
+    for (std::int64_t k = end; k-- > begin;) {
+      const Real* row = upper + k * stride;
+      Real value = x[k];
+      for (std::int64_t i = k + 1; i < end; ++i) value -= row[i] * x[i];
+      x[k] = value / row[k];
+    }
   }
 }
 
+// The logarithm of a product: one for several factors, as long as these stay far from the limits of a double.
+class LogProduct {
+ public:
+  void multiply(double factor) {
+    product_ *= factor;
+    if (product_ > 1e-200 && product_ < 1e200) return;
+    total_ += std::log(product_);
+    product_ = 1;
+  }
+  double log() const { return total_ + std::log(product_); }
+
+ private:
+  double total_ = 0, product_ = 1;
+};
+
 template <class Real>
 double log_diagonal(const Real* matrix, std::int64_t rank, std::int64_t stride) {
-  double total = 0;
-  for (std::int64_t k = 0; k < rank; ++k) total += std::log(static_cast<double>(matrix[k * (stride + 1)]));
-  return total;
+  LogProduct product;
+  for (std::int64_t k = 0; k < rank; ++k) product.multiply(static_cast<double>(matrix[k * (stride + 1)]));
+  return product.log();
 }
-
 
 template <class Real>
 void multiply_vector(const Real* matrix, std::int64_t rank, std::int64_t stride, const Real* x, Real* result) {
@@ -224,22 +244,18 @@ bool read_prior(const GaussianTasks<Real>& tasks, std::int64_t task, bool first,
   return true;
 }
 
-// Writes an upper triangle as the lower one of an unpadded matrix, in blocks: a column of a large one would touch a
-// cache line, and the same few sets of the cache, for every value.
+// Writes an upper triangle as the lower one of an unpadded matrix. Runs of fixed length cost no mispredicted branch; the
+// cache lines of a column serve the rows that follow too.
 template <class Real>
 void write_transposed(const Real* upper, std::int64_t rank, std::int64_t stride, Real* lower) {
-  constexpr std::int64_t block = 16;
-  for (std::int64_t from = 0; from < rank; from += block) {
-    for (std::int64_t column = 0; column <= from; column += block) {
-      for (std::int64_t i = from; i < std::min(from + block, rank); ++i) {
-        for (std::int64_t k = column; k <= std::min(column + block - 1, i); ++k) {
-          lower[i * rank + k] = upper[k * stride + i];
-        }
-      }
+  constexpr std::int64_t run = 8;
+  for (std::int64_t i = 0; i < rank; ++i) {
+    std::int64_t k = 0;
+    for (; k + run <= i + 1; k += run) {
+      for (std::int64_t j = k; j < k + run; ++j) lower[i * rank + j] = upper[j * stride + i];
     }
-    for (std::int64_t i = from; i < std::min(from + block, rank); ++i) {
-      std::fill(lower + i * rank + i + 1, lower + (i + 1) * rank, Real(0));
-    }
+    for (; k <= i; ++k) lower[i * rank + k] = upper[k * stride + i];
+    std::fill(lower + i * rank + i + 1, lower + (i + 1) * rank, Real(0));
   }
 }
 
@@ -260,31 +276,26 @@ Failure posterior_range(const GaussianTasks<Real>& tasks, const GaussianPosterio
     std::copy(prior.matrix, prior.matrix + rank * stride, total);
     std::copy(prior.shift, prior.shift + stride, mean);
     const std::int64_t first = tasks.offsets[task], last = tasks.offsets[task + 1];
-    double log_precision = 0;
+    LogProduct precisions;
     std::int64_t present = 0;
     for (std::int64_t from = first; from < last; from += kChunk) {
       const std::int64_t count = std::min(kChunk, last - from);
-      double product = 1;
       for (std::int64_t j = 0; j < count; ++j) {
         const Real precision = tasks.precision[from + j];
         if (!(precision >= 0 && precision <= std::numeric_limits<Real>::max())) return {Failure::observation, from + j};
         if (precision > 0) {
-          // One logarithm per few observations: the product stays far from the limits of a double.
-          product *= static_cast<double>(precision);
-          if (!(product > 1e-200 && product < 1e200)) {
-            log_precision += std::log(product);
-            product = 1;
-          }
+          precisions.multiply(static_cast<double>(precision));
           ++present;
         }
         const Real root = std::sqrt(precision);
         Real* row = chunk + j * stride;
         const Real* features = tasks.features.data() + (from + j) * rank;
-        for (std::int64_t i = 0; i < rank; ++i) row[i] = root * features[i];
-        std::fill(row + rank, row + stride, Real(0));
+        std::int64_t i = 0;
+        for (; i + kLanes<Real> <= rank; i += kLanes<Real>) store(row + i, root * load(features + i));
+        for (; i < rank; ++i) row[i] = root * features[i];
+        for (; i < stride; ++i) row[i] = 0;
         add_scaled(mean, root * tasks.targets[from + j], row, 0, stride);
       }
-      log_precision += std::log(product);
       multiply(Product<Real>{chunk, 1, stride, chunk, stride, total, stride, count, Real(1)}, 0, rank, true);
     }
     if (!factor(total, rank, stride)) return {Failure::posterior, task};
@@ -305,7 +316,7 @@ Failure posterior_range(const GaussianTasks<Real>& tasks, const GaussianPosterio
     constexpr double log_two_pi = 1.8378770664093453;
     posterior.log_evidence[task] = static_cast<Real>(
         prior.log_diagonal - log_diagonal(total, rank, stride) +
-        (log_precision - static_cast<double>(present) * log_two_pi - misfit) / 2);
+        (precisions.log() - static_cast<double>(present) * log_two_pi - misfit) / 2);
     std::copy(mean, mean + rank, posterior.mean.data() + task * rank);
     write_transposed(total, rank, stride, posterior.cholesky.data() + task * rank * rank);
   }
