@@ -45,7 +45,7 @@ def program(monkeypatch, capsys):
 def out(tmp_path_factory):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("cli") / "out"
-    plugin = Path(metarec.__file__).parents[1] / "examples" / "every_ability.py"
+    plugin = Path(__file__).parents[1] / "examples" / "every_ability.py"
     algorithms = "bias,popularity,running-mean"
     arguments = ["--plugin", str(plugin), *SMALL, "--algorithms", algorithms, "--out", str(folder)]
     subprocess.run([*PROGRAM, *arguments], check=True, capture_output=True)
@@ -385,7 +385,7 @@ class TestRecommend:
         assert printed.splitlines()[0].split() == ["id", "item", "score", "±"]
 
     def test_the_ratings_that_caused_it_stand_below_it(self, program, out, known):
-        plugin = Path(metarec.__file__).parents[1] / "examples" / "every_ability.py"
+        plugin = Path(__file__).parents[1] / "examples" / "every_ability.py"
         ratings = ("--rate", f"{known['id']}=5", "--rate", f"{known['title']}=1", "-k", 1)
         artifact = out / "artifacts" / "running-mean"
         code, printed, errors = program("--plugin", plugin, "recommend", artifact, *ratings)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import metarec
 from metarec import create_algorithm
 from metarec.testing import AlgorithmConformance
 
-EXAMPLES = Path(metarec.__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 ShrunkMean = runpy.run_path(str(EXAMPLES / "shrunk_mean.py"))["ShrunkMean"]
 
 

@@ -8,14 +8,13 @@ import polars as pl
 import pytest
 import torch
 
-import metarec
 from metarec import Recommender, create_algorithm, split
 from metarec.errors import DataError
 from metarec.serving import Catalogue
 from metarec.tasks import Query
 from metarec.testing import small_world
 
-EXAMPLES = Path(metarec.__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 RunningMean = runpy.run_path(str(EXAMPLES / "every_ability.py"))["RunningMean"]
 
 

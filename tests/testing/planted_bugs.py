@@ -10,7 +10,7 @@ import metarec
 from metarec import Adapted, Prediction
 from metarec.learning import Level, LevelAlgorithm
 
-sound = runpy.run_path(str(Path(metarec.__file__).parents[1] / "examples" / "every_ability.py"))
+sound = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "every_ability.py"))
 RunningMean, Sums = sound["RunningMean"], sound["Sums"]
 
 

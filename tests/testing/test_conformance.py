@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import metarec
 from metarec.testing import AlgorithmConformance
 
-EVERY_ABILITY = Path(metarec.__file__).parents[1] / "examples" / "every_ability.py"
+EVERY_ABILITY = Path(__file__).parents[2] / "examples" / "every_ability.py"
 PLANTED = Path(__file__).with_name("planted_bugs.py")
 
 EXPECTED = {
