@@ -186,7 +186,7 @@ class GradientMetaLearner(NeuralAlgorithm):
     uncertainty : bool, default False
         Whether the head gives a variance too, where feedback is explicit.
     training : Training
-        How the weights are trained, by default with an `l2` of 0.0003, without which content is learnt by heart.
+        How the weights are trained, by default for 10 epochs with an `l2` of 0.0003: else content is learnt by heart.
     sampling : Sampling
         How training tasks are drawn.
     """
@@ -205,7 +205,7 @@ class GradientMetaLearner(NeuralAlgorithm):
         prior_ratings: Annotated[float, Range(0.0, 1e6)] = 10.0,
         dropout: Annotated[float, Range(0.0, 0.9)] = 0.0,
         uncertainty: bool = False,
-        training: Training = Training(l2=3e-4),
+        training: Training = Training(epochs=10, l2=3e-4),
         sampling: Sampling = Sampling(),
     ) -> None:
         self.size = size
