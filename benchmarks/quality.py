@@ -88,7 +88,7 @@ def run(config: RunConfig, *arguments: str) -> tuple[float, dict[str, Any]]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "run.toml").write_text(config.to_toml(), encoding="utf-8")
-        command = [sys.executable, "-c", "from metarec.cli import main; main()", *arguments]
+        command = [sys.executable, "-P", "-c", "from metarec.cli import main; main()", *arguments]
         begin = time.perf_counter()
         done = subprocess.run(
             [*command, "run", str(folder / "run.toml"), "--out", str(folder / "out")],

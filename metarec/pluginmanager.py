@@ -223,7 +223,13 @@ def plugin_manager() -> PluginManager:
 
 
 def _built_ins() -> Iterator[ModuleType]:
-    package = importlib.import_module(BUILT_INS)
+    try:
+        package = importlib.import_module(BUILT_INS)
+    except ModuleNotFoundError:
+        where = Path(__file__).parent
+        raise PluginError(
+            f"{where}: is a source tree, not an installed metarec: pip install -e . there, or leave that folder"
+        ) from None
     for info in pkgutil.walk_packages(package.__path__, f"{BUILT_INS}."):
         if not info.ispkg:
             yield importlib.import_module(info.name)

@@ -20,7 +20,7 @@ from metarec.pluginmanager import create_plugin_manager
 
 PLUGIN = Path(__file__).with_name("small_plugin.py")
 CONFIG = Path(__file__).with_name("small_run.toml")
-PROGRAM = [sys.executable, "-m", "metarec"]
+PROGRAM = [sys.executable, "-P", "-m", "metarec"]
 SMALL = ["--plugin", str(PLUGIN), "run", str(CONFIG)]
 FLOORS = ["--algorithms", "bias,global-mean"]
 

@@ -145,8 +145,10 @@ class TestReport:
     def test_by_default_what_cannot_fit_the_feedback_is_left_out(self, plugins):
         values = {"dataset": {"name": "small", "options": {"implicit": True}}, "metrics": ["hit@3"]}
         report = run_experiment(RunConfig.of({**values, "scenarios": ["warm"]}), plugins=plugins)
-        suited = {name for name, kind in plugins.algorithms.items() if "implicit" in kind.feedback}
-        assert {row["algorithm"] for row in report.rows} == suited - {"unprepared"}
+        suited = {
+            name for name, kind in plugins.algorithms.items() if kind.is_floor and "implicit" in kind.feedback
+        }
+        assert {row["algorithm"] for row in report.rows} == suited | {DEFAULT_ALGORITHM}
 
 
 class TestHooks:

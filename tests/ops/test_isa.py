@@ -16,7 +16,7 @@ CHOSEN = (
 @pytest.mark.skipif(not NATIVE, reason="no native kernels in this build")
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lesser_instruction_sets_agree(isa):
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN]
     run = subprocess.run(
         [*command, str(Path(__file__).parent)],
         env={**os.environ, "METAREC_ISA": isa},
@@ -30,6 +30,7 @@ def test_lesser_instruction_sets_agree(isa):
 def test_the_reference_serves_without_native_kernels():
     command = [
         sys.executable,
+        "-P",
         "-m",
         "pytest",
         "-q",
