@@ -38,11 +38,17 @@ def pip(python: Path, *command: str | Path, **options) -> str:
 
 
 def environment(folder: Path) -> Path:
-    """Make a virtual environment that sees what this one has installed, but installs into itself."""
+    """Make a virtual environment that sees what this one has installed but metarec, and installs into itself."""
     venv.create(folder, symlinks=True)
-    python = folder / "bin/python"
+    python, shared = folder / "bin/python", folder / "shared"
+    shared.mkdir()
+    for path in map(Path, reversed(sys.path)):
+        for entry in path.iterdir() if path.name.endswith("-packages") else ():
+            if not entry.name.startswith(("metarec", "__editable__")):
+                (shared / entry.name).unlink(missing_ok=True)
+                (shared / entry.name).symlink_to(entry)
     packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (packages / "base.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    (packages / "shared.pth").write_text(f"{shared}\n")
     return python
 
 

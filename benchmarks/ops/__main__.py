@@ -38,13 +38,21 @@ def main(
     console = Console(highlight=False)
     rows = []
     for name in op or OPS:
-        for case in importlib.import_module(f"benchmarks.ops.{name}").cases():
+        for case in cases(name):
             with threadpool_limits(threads):
                 compared = list(time_case(name, case, seconds))
             show(compared, console)
             rows += compared
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cases(op: str) -> Iterator[Case]:
+    """What is timed of an op."""
+    try:
+        yield from importlib.import_module(f"benchmarks.ops.{op}").cases()
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: {error.name} is not installed: pip install -e '.[bench]'") from None
 
 
 def time_case(op: str, case: Case, seconds: float) -> Iterator[Row]:

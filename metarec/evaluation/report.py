@@ -19,6 +19,9 @@ from metarec.evaluation.evaluator import CellScores, Evaluation
 from metarec.evaluation.metric import Metric
 from metarec.evaluation.significance import holm_levels, interval, normal_interval, p_value, resampled_sums
 
+# Relative, of values that are made of float32 predictions: a gain within it, however constant, is none.
+_ROUNDING = 1e-6
+
 
 class Row(TypedDict):
     """One metric of one algorithm in one cell.
@@ -249,6 +252,8 @@ class _CellComparison:
                 row["gain"] = gain = sign * (values[index] - values[floor])
                 if entities > 1:
                     error = float(_defined(resampled[index] - resampled[floor]).std())
+                    if index != floor:
+                        error = max(error, _ROUNDING * abs(values[floor]))
                     self.gains.append(_Gain(row, gain, error))
             rows.append(row)
         return rows

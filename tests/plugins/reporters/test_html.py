@@ -176,5 +176,5 @@ def test_the_same_report_gives_the_same_bytes(make_row) -> None:
 
 def test_matplotlib_is_only_imported_for_a_page() -> None:
     program = "import sys, metarec.pluginmanager as p; p.create_plugin_manager(); print('matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
