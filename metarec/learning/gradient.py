@@ -135,8 +135,8 @@ class Towers(nn.Module):
     def inputs(self, side: Side, entity: Tensor, lists: Ragged, partners: EntityRows) -> Tensor:
         """float [n, 3 size]: what the head sees of each entry of `lists`, where `entity` is [T, size]."""
         named, place = distinct(lists.partner)
-        partner = self.entities(partner_side(side), partners.select(named))[place]
-        own = entity[lists.owner]
+        partner = self.entities(partner_side(side), partners.select(named)).index_select(0, place)
+        own = entity.index_select(0, lists.owner)
         return torch.cat([own, partner, own * partner], 1)
 
     def layers(self, side: Side) -> list[tuple[Tensor, Tensor]]:

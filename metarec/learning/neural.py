@@ -141,9 +141,11 @@ class EntityEmbedding(nn.Module):
         if self.own is None:
             return vectors
         known = (entities.rows >= 0).to(vectors.dtype).unsqueeze(1)
-        return vectors + known * self.own[entities.rows.clamp(min=0)]
+        return vectors + known * self.own.index_select(0, entities.rows.clamp(min=0))
 
 
+# Rows are taken by `index_select`, here and in what builds on this: the gradient of plain indexing adds in an order
+# that depends on the threads.
 def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The different values of `rows` (int64 [n]), rising, and the place of each entry's in them."""
     values, places = torch.unique(rows, return_inverse=True)

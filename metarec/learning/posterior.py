@@ -167,9 +167,9 @@ class PosteriorLearner(NeuralAlgorithm):
     def predicted(self, posterior: Posterior, query: Query) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance of the mean and of the noise, float [n] each, of standardised ratings; differentiable."""
         features, noise = self._features(self.head(posterior.side), query, query.partners)
-        mean = (posterior.mean[query.owner] * features).sum(1)
+        mean = (posterior.mean.index_select(0, query.owner) * features).sum(1)
         half = torch.linalg.solve_triangular(
-            posterior.cholesky[query.owner], features.unsqueeze(2), upper=False
+            posterior.cholesky.index_select(0, query.owner), features.unsqueeze(2), upper=False
         )
         return mean, half.square().sum((1, 2)), noise
 
@@ -181,7 +181,7 @@ class PosteriorLearner(NeuralAlgorithm):
         """φ, float [n, r], and the variance of the noise, float [n], of each entry's partner."""
         named, place = distinct(lists.partner)
         features, noise = head.features(partners.select(named))
-        return features[place], noise[place]
+        return features.index_select(0, place), noise.index_select(0, place)
 
     def _updated(self, posterior: Posterior, rating: Support, sign: int) -> Posterior:
         features, noise = self._features(self.head(rating.side), rating, rating.partners)
