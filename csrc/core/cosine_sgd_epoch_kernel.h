@@ -54,6 +54,7 @@ double run_block(const Factorization<Real>& model, const SgdOptions& options, st
   const std::int64_t dim = model.dim;
   const auto bytes = static_cast<std::size_t>(dim) * sizeof(Real);
   const auto lr = static_cast<Real>(options.lr), kept = static_cast<Real>(1 - options.lr * options.l2);
+  const auto head_lr = static_cast<Real>(options.head_lr.value_or(options.lr));
   const auto left_of = [&](std::size_t k) { return model.users.data() + ratings[k].user * dim; };
   const auto right_of = [&](std::size_t k) { return model.items.data() + ratings[k].item * dim; };
   double losses = 0;
@@ -104,8 +105,8 @@ double run_block(const Factorization<Real>& model, const SgdOptions& options, st
     });
     left_bias = kept * left_bias - lr * slope;
     right_bias = kept * right_bias - lr * slope;
-    head.scale -= lr * slope * similarity;
-    head.bias -= lr * slope;
+    head.scale -= head_lr * slope * similarity;
+    head.bias -= head_lr * slope;
   }
   return losses;
 }

@@ -27,6 +27,7 @@ def cosine_sgd_epoch_(
     similarity: Literal["cosine", "dot"] = "cosine",
     loss: Literal["squared", "logistic"] = "squared",
     seed: int = 0,
+    head_lr: float | None = None,
 ) -> Tensor:
     r"""Make one step of gradient descent on each rating, in place, in a random order.
 
@@ -37,9 +38,10 @@ def cosine_sgd_epoch_(
         \qquad \epsilon = 10^{-12},
 
     with the learnt scale :math:`a` and bias :math:`b` in ``head``. A step moves all of :math:`u, v, b_u, b_v` along
-    :math:`-\eta (\nabla L + \lambda \, \cdot)`, and :math:`a, b` along :math:`-\eta \nabla L`, where :math:`\eta` is
-    ``lr``, :math:`\lambda` is ``l2``, and :math:`L` is :math:`\tfrac12 (\hat r - r)^2` or, for ratings from 0 to 1,
-    :math:`\log(1 + e^{\hat r}) - r \hat r`. A vector no longer than :math:`\epsilon` has no direction to turn.
+    :math:`-\eta (\nabla L + \lambda \, \cdot)`, and :math:`a, b` along :math:`-\eta_h \nabla L`, where :math:`\eta` is
+    ``lr``, :math:`\eta_h` is ``head_lr``, :math:`\lambda` is ``l2``, and :math:`L` is
+    :math:`\tfrac12 (\hat r - r)^2` or, for ratings from 0 to 1, :math:`\log(1 + e^{\hat r}) - r \hat r`.
+    A vector no longer than :math:`\epsilon` has no direction to turn.
 
     Parameters
     ----------
@@ -61,6 +63,9 @@ def cosine_sgd_epoch_(
         Which :math:`L`.
     seed : int
         What decides the order, with the ratings: give each epoch its own.
+    head_lr : float, optional
+        Learning rate of scale and bias, by default ``lr``. 0 keeps them as they are: a learnt scale makes up for what
+        the penalty takes from dot products.
 
     Returns
     -------
@@ -81,20 +86,21 @@ def cosine_sgd_epoch_(
     a round these move by the mean. The grid depends on the number of ratings alone, so that the result is the same
     for any number of threads.
     """
-    _check_options(lr, l2, similarity, loss, seed)
+    head_lr = lr if head_lr is None else head_lr
+    _check_options(lr, l2, head_lr, similarity, loss, seed)
     _check_parameters(users, items, user_biases, item_biases, head)
     _check_ratings(user, item, rating, users)
     tables = (users, items, user_biases, item_biases, head)
     with torch.no_grad():
         mean: Tensor = _epoch(
-            *tables, user, item, rating, lr, l2, similarity == "cosine", loss == "logistic", seed
+            *tables, user, item, rating, lr, l2, similarity == "cosine", loss == "logistic", seed, head_lr
         )
     torch.autograd.graph.increment_version(tables)
     return mean
 
 
-def _check_options(lr: float, l2: float, similarity: str, loss: str, seed: int) -> None:
-    for name, value in (("lr", lr), ("l2", l2)):
+def _check_options(lr: float, l2: float, head_lr: float, similarity: str, loss: str, seed: int) -> None:
+    for name, value in (("lr", lr), ("l2", l2), ("head_lr", head_lr)):
         if not 0 <= value < math.inf:
             raise ValueError(f"cosine_sgd_epoch_: {name} must be finite and not negative, got {value}")
     if similarity not in ("cosine", "dot"):
@@ -160,6 +166,7 @@ def _fake_epoch(
     cosine: bool,
     logistic: bool,
     seed: int,
+    head_lr: float,
 ) -> Tensor:
     return users.new_empty((), dtype=torch.float64)
 

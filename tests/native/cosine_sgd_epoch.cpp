@@ -44,7 +44,7 @@ void test_one_step_by_hand(double tolerance) {
       for (const std::int64_t dim : {1, 7, 32}) {
         Problem<Real> problem(1, 1, dim, 1);
         const Problem<Real> before = problem;
-        const double lr = 0.1, l2 = 0.2, value = problem.epoch({lr, l2, similarity, loss, 5});
+        const double lr = 0.1, l2 = 0.2, head_lr = 0.03, value = problem.epoch({lr, l2, similarity, loss, 5, head_lr});
         double product = 0, left = 0, right = 0;
         for (std::int64_t d = 0; d < dim; ++d) {
           product += before.users[d] * before.items[d];
@@ -65,8 +65,8 @@ void test_one_step_by_hand(double tolerance) {
         }
         CHECK(std::abs(problem.user_biases[0] + lr * slope) < tolerance);
         CHECK(std::abs(problem.item_biases[0] + lr * slope) < tolerance);
-        CHECK(std::abs(problem.head[0] - (1 - lr * slope * score)) < tolerance);
-        CHECK(std::abs(problem.head[1] + lr * slope) < tolerance);
+        CHECK(std::abs(problem.head[0] - (1 - head_lr * slope * score)) < tolerance);
+        CHECK(std::abs(problem.head[1] + head_lr * slope) < tolerance);
       }
     }
   }

@@ -56,8 +56,9 @@ def test_equals_reference_in_double(users, items, dim, ratings, similarity, loss
     index = torch.int64 if dim % 2 else torch.int32
     args = problem(users, items, dim, ratings, dtype, index)
     doubles = copies(args, torch.float64)
-    value = cosine_sgd_epoch_(*args, lr=0.05, l2=0.1, similarity=similarity, loss=loss, seed=3)
-    expected = reference.cosine_sgd_epoch_(*doubles, 0.05, 0.1, similarity == "cosine", loss == "logistic", 3)
+    value = cosine_sgd_epoch_(*args, lr=0.05, l2=0.1, similarity=similarity, loss=loss, seed=3, head_lr=0.02)
+    kind = similarity == "cosine", loss == "logistic"
+    expected = reference.cosine_sgd_epoch_(*doubles, 0.05, 0.1, *kind, 3, 0.02)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(value, expected, rtol=tolerance, atol=0, equal_nan=True)
     for got, wanted in zip(args[:5], doubles[:5], strict=True):
@@ -65,7 +66,8 @@ def test_equals_reference_in_double(users, items, dim, ratings, similarity, loss
 
 
 @pytest.mark.parametrize(("similarity", "loss"), KINDS)
-def test_each_step_is_along_the_gradient_of_its_loss(similarity, loss):
+@pytest.mark.parametrize("head_lr", [None, 0.07, 0.0])
+def test_each_step_is_along_the_gradient_of_its_loss(similarity, loss, head_lr):
     *parameters, user, item, rating = problem(4, 3, 5, 1)
     leaves = [parameter.clone().requires_grad_() for parameter in parameters]
     u, v = leaves[0][user[0]], leaves[1][item[0]]
@@ -78,10 +80,12 @@ def test_each_step_is_along_the_gradient_of_its_loss(similarity, loss):
     )
     penalty = sum(part.square() for part in (u.norm(), v.norm(), leaves[2][user[0]], leaves[3][item[0]]))
     gradients = torch.autograd.grad(value + 0.3 / 2 * penalty, leaves)
-    got = cosine_sgd_epoch_(*parameters, user, item, rating, lr=0.2, l2=0.3, similarity=similarity, loss=loss)
+    options = {"similarity": similarity, "loss": loss, "head_lr": head_lr}
+    got = cosine_sgd_epoch_(*parameters, user, item, rating, lr=0.2, l2=0.3, **options)
     assert got.item() == pytest.approx(value.item(), rel=1e-12)
-    for parameter, leaf, gradient in zip(parameters, leaves, gradients, strict=True):
-        torch.testing.assert_close(parameter, leaf.detach() - 0.2 * gradient, rtol=1e-12, atol=1e-12)
+    rates = [0.2] * 4 + [0.2 if head_lr is None else head_lr]
+    for parameter, leaf, rate, gradient in zip(parameters, leaves, rates, gradients, strict=True):
+        torch.testing.assert_close(parameter, leaf.detach() - rate * gradient, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("ratings", [0, 1, 2047, 2048, 40_000])
@@ -188,7 +192,7 @@ def test_zero_vectors_stay_and_harm_nothing(dtype):
 def test_opcheck(dtype, cosine):
     args = problem(4, 3, 5, 12, dtype)
     torch.library.opcheck(
-        torch.ops.metarec.cosine_sgd_epoch_.default, (*args, 0.1, 0.2, cosine, not cosine, 3)
+        torch.ops.metarec.cosine_sgd_epoch_.default, (*args, 0.1, 0.2, cosine, not cosine, 3, 0.1)
     )
 
 
@@ -220,7 +224,7 @@ def test_rows_in_any_order_repeated_or_out_of_range(data):
     wrong_items = [row for _, row in pairs if not 0 <= row < items]
     if not wrong_users and not wrong_items:
         cosine_sgd_epoch_(*args, lr=0.1, seed=2)
-        reference.cosine_sgd_epoch_(*before, 0.1, 0.0, True, False, 2)
+        reference.cosine_sgd_epoch_(*before, 0.1, 0.0, True, False, 2, 0.1)
     else:
         name, count, wrong = ("users", users, wrong_users) if wrong_users else ("items", items, wrong_items)
         with pytest.raises(ValueError, match=f"{name} must be from 0 to {count - 1}, got {wrong[0]} at"):
@@ -259,6 +263,7 @@ def test_bad_arguments_are_named(index, value, message):
     [
         ({"lr": -1.0}, "lr must be finite and not negative, got -1.0"),
         ({"l2": math.inf}, "l2 must be finite"),
+        ({"head_lr": -0.5}, "head_lr must be finite and not negative, got -0.5"),
         ({"similarity": "l2"}, "similarity must be 'cosine' or 'dot', got 'l2'"),
         ({"loss": "hinge"}, "loss must be 'squared' or 'logistic', got 'hinge'"),
         ({"seed": -1}, "seed must be from 0 to"),

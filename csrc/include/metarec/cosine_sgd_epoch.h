@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "metarec/parallel.h"
@@ -32,6 +33,7 @@ struct SgdOptions {
   Similarity similarity = Similarity::cosine;
   RatingLoss loss = RatingLoss::squared;
   std::uint64_t seed = 0;
+  std::optional<double> head_lr = {};  // of scale and bias; lr where not given
 };
 
 // Makes one step along the gradient of each rating, in an order that the seed and the ratings decide, and gives the mean

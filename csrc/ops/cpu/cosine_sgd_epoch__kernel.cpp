@@ -6,10 +6,15 @@ namespace metarec::ops {
 namespace {
 
 Tensor epoch(Tensor users, Tensor items, Tensor user_biases, Tensor item_biases, Tensor head, Tensor user, Tensor item,
-             Tensor rating, double lr, double l2, bool cosine, bool logistic, std::int64_t seed) {
+             Tensor rating, double lr, double l2, bool cosine, bool logistic, std::int64_t seed,
+             double head_lr) {
   for (Tensor* tensor : {&user, &item, &rating}) *tensor = dense(*tensor);
-  const SgdOptions options{lr, l2, cosine ? Similarity::cosine : Similarity::dot,
-                           logistic ? RatingLoss::logistic : RatingLoss::squared, static_cast<std::uint64_t>(seed)};
+  const SgdOptions options{lr,
+                           l2,
+                           cosine ? Similarity::cosine : Similarity::dot,
+                           logistic ? RatingLoss::logistic : RatingLoss::squared,
+                           static_cast<std::uint64_t>(seed),
+                           head_lr};
   const Tensor loss = torch::stable::new_empty(users, {}, ScalarType::Double);
   with_real(users, [&]<class Real>(Real) {
     mutable_values<double>(loss)[0] = cosine_sgd_epoch<Real>(

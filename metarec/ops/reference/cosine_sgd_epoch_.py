@@ -75,6 +75,7 @@ def cosine_sgd_epoch_(
     cosine: bool,
     logistic: bool,
     seed: int,
+    head_lr: float,
 ) -> Tensor:
     wrong = ~((rating >= 0) & (rating <= 1)) if logistic else ~rating.isfinite()
     if wrong.any():
@@ -92,7 +93,7 @@ def cosine_sgd_epoch_(
             for entry in block:
                 row, column = int(user[entry]), int(item[entry])
                 rows, biases = (users[row], items[column]), (user_biases[row], item_biases[column])
-                loss += _sgd_step(rows, biases, own_head, rating[entry], lr, l2, cosine, logistic)
+                loss += _sgd_step(rows, biases, own_head, rating[entry], lr, l2, cosine, logistic, head_lr)
         head.copy_(heads.mean(0))
     return loss / rating.numel()
 
@@ -106,6 +107,7 @@ def _sgd_step(
     l2: float,
     cosine: bool,
     logistic: bool,
+    head_lr: float,
 ) -> Tensor:
     """Make one step, on views of the parameters, and give the loss before it."""
     u, v = (row.clone() for row in rows)
@@ -127,5 +129,5 @@ def _sgd_step(
         row -= lr * (slope * head[0] * direction + l2 * own)
     for bias in biases:
         bias -= lr * (slope + l2 * bias)
-    head -= lr * slope * torch.stack([similarity, torch.ones_like(similarity)])
+    head -= head_lr * slope * torch.stack([similarity, torch.ones_like(similarity)])
     return loss
