@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from metarec.options import Option
     from metarec.pluginmanager import PluginManager, Registry
     from metarec.serving import Newcomer, Reason, Recommendation
+    from metarec.testing.oracles import Check
 
 app = typer.Typer(
     help="Recommenders that learn to learn: what should you use for cold start on your data?",
@@ -292,6 +293,63 @@ def _because(reason: Reason) -> str:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Algorithms.", show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All algorithms.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Hold algorithms to answers that are known without them: closed forms, autograd, exact posteriors.
+
+    Ends with code 1 where one fails.
+    """
+    from metarec.progress import Bars
+    from metarec.testing.oracles import verify as checks_of
+
+    registry = _plugins().algorithms
+    if bool(names) == every:
+        raise ConfigError("verify needs the names of algorithms, or --all")
+    rows: list[dict[str, Any]] = []
+    with Bars() as progress:
+        for name in progress.track(list(registry) if every else names or [], description="verify"):
+            rows += [{"algorithm": name, **_checked(check)} for check in checks_of(registry[name])]
+    verified = {row["algorithm"] for row in rows}
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        _print_verified(
+            rows, without=[name for name in (registry if every else names or ()) if name not in verified]
+        )
+    if not all(row["passed"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _checked(check: Check) -> dict[str, Any]:
+    return {"check": check.name, "error": check.error, "tolerance": check.tolerance, "passed": check.passed}
+
+
+def _print_verified(rows: Sequence[Mapping[str, Any]], *, without: Sequence[str]) -> None:
+    failed = [row for row in rows if not row["passed"]]
+    print(f"{len(rows) - len(failed)} of {len(rows)} checks passed.\n")
+    shown = [
+        {
+            "algorithm": row["algorithm"]
+            if index == 0 or rows[index - 1]["algorithm"] != row["algorithm"]
+            else "",
+            "check": row["check"],
+            "error": f"{row['error']:.1e}",
+            "tolerance": f"{row['tolerance']:.0e}",
+            "": "" if row["passed"] else "FAILED",
+        }
+        for index, row in enumerate(rows)
+    ]
+    Console().print(_table(shown, fixed=("algorithm", "error", "tolerance", "")))
+    if without:
+        print(f"\nNo answer is known beforehand of {', '.join(without)}.")
 
 
 @app.command()

@@ -356,6 +356,41 @@ class TestBadOut:
         assert contents(tmp_path) == {}
 
 
+class TestVerify:
+    def test_holds_algorithms_to_known_answers(self, program):
+        code, output, errors = program("verify", "anil", "bias")
+        assert (code, errors) == (0, "")
+        assert output.startswith("6 of 6 checks passed.")
+        assert "meta-gradient by autograd" in output
+        assert "No answer is known beforehand of bias." in output
+
+    def test_json_and_the_exit_code_tell_of_a_wrong_one(self, program, tmp_path):
+        plugin = tmp_path / "wrong.py"
+        plugin.write_text(
+            "import torch\n"
+            "from metarec import hookimpl\n"
+            "from metarec.plugins.algorithms.anil import ANIL\n"
+            "class Wrong(ANIL):\n"
+            "    name = 'wrong'\n"
+            "    def weights(self, lists):\n"
+            "        return torch.ones_like(super().weights(lists))\n"
+            "@hookimpl\n"
+            "def register_algorithms(register):\n"
+            "    register(Wrong)\n"
+        )
+        code, output, errors = program("--plugin", plugin, "verify", "wrong", "--json")
+        rows = json.loads(output)
+        assert (code, errors) == (1, "")
+        assert {row["algorithm"] for row in rows} == {"wrong"}
+        assert [row["passed"] for row in rows] == [row["error"] <= row["tolerance"] for row in rows]
+        assert not all(row["passed"] for row in rows)
+
+    def test_refuses_what_it_cannot_do(self, program):
+        refused(program("verify"), "verify needs the names of algorithms, or --all")
+        refused(program("verify", "bias", "--all"), "verify needs the names of algorithms, or --all")
+        refused(program("verify", "mamll"), "did you mean 'maml'?")
+
+
 def contents(folder):
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 

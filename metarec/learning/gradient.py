@@ -168,6 +168,8 @@ class GradientMetaLearner(NeuralAlgorithm):
         Which layers of the head take steps, default all.
     identity : bool
         Whether known entities have embeddings beside those of their attributes, default True.
+    trains_by : "query" or "displacement"
+        What moves the starting point: the gradient of the query's loss, or where the steps lead.
 
     Parameters
     ----------
@@ -194,6 +196,7 @@ class GradientMetaLearner(NeuralAlgorithm):
     order: ClassVar[Literal[1, 2]] = 2
     adapt_layers: ClassVar[Literal["all", "last"]] = "all"
     identity: ClassVar[bool] = True
+    trains_by: ClassVar[Literal["query", "displacement"]] = "query"
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ from metarec.options import build
 from metarec.pluginmanager import PluginManager
 from metarec.serving import Recommender
 from metarec.tasks import SCENARIOS, Query, Support, Tasks
+from metarec.testing.oracles import verify
 from metarec.testing.world import SmallWorld, small_world
 
 
@@ -116,6 +117,13 @@ class AlgorithmConformance:
         train = copy.deepcopy(world.split.train)
         _made(type(self)).fit(train)
         _assert_unchanged(train, world.split.train, "fit", "train")
+
+    def test_known_answers(self) -> None:
+        """What is known of its family and its abilities, as ``metarec verify`` shows it."""
+        for check in verify(self.algorithm):
+            assert check.passed, (
+                f"{check.name}: off by {check.error:.2g}, at most {check.tolerance:.0e} is right"
+            )
 
     def test_adapt_and_predict_leave_their_input_alone(self, fitted: Algorithm, tasks: Tasks) -> None:
         """So are the tasks."""

@@ -29,6 +29,7 @@ class Reptile(GradientMetaLearner):
 
     name = "reptile"
     order = 1
+    trains_by = "displacement"
 
     def backward(self, tasks: Tasks) -> Tensor:
         """Add the direction of a batch to the gradients, and return its mean loss where the steps end."""

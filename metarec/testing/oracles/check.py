@@ -1,0 +1,69 @@
+"""What an oracle says, and what all of them need."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from metarec.learning import Algorithm, Run
+from metarec.tasks import Tasks
+from metarec.testing.world import small_world
+
+A = TypeVar("A", bound=Algorithm)
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far an algorithm is from an answer that is known without it.
+
+    Parameters
+    ----------
+    name : str
+        What must hold.
+    error : float
+        How far from it the algorithm is.
+    tolerance : float
+        How far it may be.
+    """
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is a number within the tolerance."""
+        return self.error <= self.tolerance
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Greatest difference of two tensors, in units of the greatest expected value.
+
+    It is infinite where shapes differ, and where there is nothing to compare.
+    """
+    if found.shape != expected.shape or not expected.numel():
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
+
+
+def fitted(algorithm: type[A], options: Mapping[str, Any], *, implicit: bool = False) -> A:
+    """It, fitted on the small world in float64 with those of the options that it has."""
+    known = inspect.signature(algorithm).parameters
+    made = algorithm(**{name: value for name, value in options.items() if name in known})
+    return made.fit(small_world(implicit=implicit).split.train, run=Run(dtype=torch.float64))
+
+
+def tasks_of(scenario: str, *, implicit: bool = False) -> Tasks:
+    """Tasks of the small world in float64."""
+    tasks = small_world(implicit=implicit).tasks(scenario)
+    return replace(
+        tasks,
+        support=tasks.support.to(dtype=torch.float64),
+        query=tasks.query.to(dtype=torch.float64),
+        rating=tasks.rating.double(),
+    )

@@ -1,0 +1,95 @@
+"""Every known answer finds a wrong variant out; that the sound ones pass, their conformance suites say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from metarec.ops import inner_loop
+from metarec.plugins.algorithms.alpaca import Alpaca
+from metarec.plugins.algorithms.anil import ANIL
+from metarec.plugins.algorithms.maml import MAML
+from metarec.plugins.algorithms.reptile import Reptile
+from metarec.testing import Check, verify
+
+
+class DropsTheSecondOrder(MAML):
+    def loss(self, tasks):
+        support, query, side = tasks.support, tasks.query, tasks.support.side
+        entity = self.towers.entities(side, support.entities)
+        output = inner_loop(
+            self.head(side),
+            self.steps(side),
+            self.towers.inputs(side, entity, support, support.partners),
+            self.standardised(support.rating),
+            support.offsets,
+            self.towers.inputs(side, entity, query, query.partners),
+            query.offsets,
+            weights=self.weights(support),
+            order=1,
+        )
+        return self.query_loss(output, tasks.rating)
+
+
+class ForgetsTheWeights(MAML):
+    def weights(self, lists):
+        return torch.ones_like(super().weights(lists)) / 10
+
+
+class AdaptsEverything(ANIL):
+    def head(self, side):
+        head = super().head(side)
+        return type(head)(head.layers, head.activation, head.loss, "all")
+
+
+class WalksAway(Reptile):
+    def _way(self, side, ends):
+        return {part: -way for part, way in super()._way(side, ends).items()}
+
+
+class DeviationForVariance(Alpaca):
+    def predicted(self, posterior, query):
+        mean, unknown, noise = super().predicted(posterior, query)
+        return mean, unknown.sqrt(), noise
+
+
+class NoisePerRatingLost(Alpaca):
+    def _features(self, head, lists, partners):
+        features, noise = super()._features(head, lists, partners)
+        return features, noise.mean().expand_as(noise)
+
+
+class AbsorbsTwice(Alpaca):
+    def absorb(self, adapted, rating):
+        return super().absorb(super().absorb(adapted, rating), rating)
+
+
+WRONG = [
+    DropsTheSecondOrder,
+    ForgetsTheWeights,
+    AdaptsEverything,
+    WalksAway,
+    DeviationForVariance,
+    NoisePerRatingLost,
+    AbsorbsTwice,
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_variant_fails(wrong):
+    assert not all(check.passed for check in verify(wrong))
+
+
+def test_an_algorithm_may_bring_answers_of_its_own():
+    class Mine(Reptile):
+        @classmethod
+        def oracles(cls):
+            yield Check("mine", 0.5, 0.1)
+
+    assert [check.name for check in verify(Mine) if not check.passed] == ["mine"]
+
+
+def test_an_error_that_is_no_number_fails():
+    assert not Check("nothing", math.nan, 1.0).passed
