@@ -1,15 +1,15 @@
 // Posterior of one task, for one instruction set.
 //
-// Layout: matrices of a task are padded to whole vectors (stride s) and stay in the first-level cache. Observations
-// are copied in chunks of 64, each row scaled by the root of its precision, so that their Gram matrix is G^T G of one
-// buffer. The precision is kept as its upper triangle and factored as U^T U (U^T is the Cholesky factor wanted), because
-// then all inner loops run along rows. One register-tiled product does the Gram matrix, the trailing updates of the
-// factorisation, and the products of the gradients.
+// Layout: the matrices of a task are padded to whole vectors in both directions (stride s), with an identity where there
+// is nothing, and stay in the first-level cache. Observations are copied in chunks of 64, each row scaled by the root of
+// its precision, so that their Gram matrix is G^T G of one buffer. The precision is kept as its upper triangle and
+// factored as U^T U (U^T is the Cholesky factor wanted), because then all inner loops run along rows. One register-tiled
+// product does the Gram matrix, the updates of the factorisation, and the products of the gradients.
 //
-// Cost per task: n r^2 / 2 + r^3 / 6 multiply-adds in the product, plus r dependent square roots and divisions, which
-// are what a task of rank 32 mostly waits for. It reads each feature twice and writes r^2 results: compute-bound from
-// rank 8 up. Sums over observations are formed per chunk and then added, so their error grows with n / 64.
-#include "simd.h"
+// Cost per task: n r^2 / 2 + r^3 / 6 multiply-adds in the product, and r dependent divisions of the pivots. It reads each
+// feature once and writes r^2 results: compute-bound from rank 8 up. Sums over observations are formed per chunk and
+// then added, so their error grows with n / 64.
+#include "product.h"
 
 namespace metarec::METAREC_ISA {
 namespace {
@@ -21,60 +21,12 @@ std::int64_t padded(std::int64_t rank) {
 }
 
 constexpr std::int64_t kChunk = 64;
-constexpr int kTileRows = METAREC_VECTOR_BYTES == 64 ? 8 : METAREC_VECTOR_BYTES == 32 ? 6 : 4;
 
-// Rows [row, row + rows) and Columns vectors from `column` of C += sign * A B, where A's element (i, k) is
-// a[i * row_step + k * step], and B and C are row-major with the given strides.
+// C += factor * A^T B for matrices of one stride, `rows` rows of C; A and B have `depth` rows.
 template <class Real>
-struct Product {
-  const Real* a;
-  std::int64_t row_step, step;
-  const Real* b;
-  std::int64_t b_stride;
-  Real* c;
-  std::int64_t c_stride;
-  std::int64_t depth;
-  Real sign;
-};
-
-template <int Rows, int Columns, class Real>
-void multiply_tile(const Product<Real>& p, std::int64_t row, std::int64_t column) {
-  constexpr int lanes = kLanes<Real>;
-  Vector<Real> sums[Rows][Columns] = {};
-  const Real* a = p.a + row * p.row_step;
-  const Real* b = p.b + column;
-  for (std::int64_t k = 0; k < p.depth; ++k, a += p.step, b += p.b_stride) {
-    Vector<Real> right[Columns];
-    for (int v = 0; v < Columns; ++v) right[v] = load(b + v * lanes);
-    for (int i = 0; i < Rows; ++i) {
-      for (int v = 0; v < Columns; ++v) sums[i][v] += a[i * p.row_step] * right[v];
-    }
-  }
-  for (int i = 0; i < Rows; ++i) {
-    Real* c = p.c + (row + i) * p.c_stride + column;
-    for (int v = 0; v < Columns; ++v) store(c + v * lanes, load(c + v * lanes) + p.sign * sums[i][v]);
-  }
-}
-
-template <int Columns, class Real>
-void multiply_column(const Product<Real>& p, std::int64_t begin, std::int64_t end, std::int64_t column) {
-  std::int64_t row = begin;
-  for (; row + kTileRows <= end; row += kTileRows) multiply_tile<kTileRows, Columns>(p, row, column);
-  for (; row + 2 <= end; row += 2) multiply_tile<2, Columns>(p, row, column);
-  for (; row < end; ++row) multiply_tile<1, Columns>(p, row, column);
-}
-
-// C += sign * A B for the rows [begin, end), and of these only what lies on or above the diagonal where `upper`.
-template <class Real>
-void multiply(const Product<Real>& p, std::int64_t begin, std::int64_t end, bool upper) {
-  constexpr std::int64_t lanes = kLanes<Real>;
-  for (std::int64_t column = upper ? begin / lanes * lanes : 0; column < p.c_stride;) {
-    const bool pair = column + 2 * lanes <= p.c_stride;
-    const std::int64_t next = column + (pair ? 2 * lanes : lanes);
-    const std::int64_t last = upper ? std::min(end, next) : end;
-    pair ? multiply_column<2>(p, begin, last, column) : multiply_column<1>(p, begin, last, column);
-    column = next;
-  }
+void add_product(const Real* a, const Real* b, Real* c, std::int64_t stride, std::int64_t rows, std::int64_t columns,
+                 std::int64_t depth, Real factor) {
+  multiply(Product<Real>{a, 1, stride, b, stride, c, stride, rows, columns, depth, factor, c, stride});
 }
 
 template <class Real>
@@ -89,53 +41,102 @@ Real dot(const Real* left, const Real* right, std::int64_t begin, std::int64_t e
   return sum<Real>(total);
 }
 
-// Factors the upper triangle in place as U^T U, eight rows at a time, and clears what shares a vector with the diagonal
-// and lies below it. False where a pivot is not positive.
+// The factor U of a matrix U^T U, and what its solves take of each block of kLanes rows.
 template <class Real>
-bool factor(Real* matrix, std::int64_t rank, std::int64_t stride) {
-  constexpr std::int64_t block = 8, lanes = kLanes<Real>;
-  for (std::int64_t begin = 0; begin < rank; begin += block) {
-    const std::int64_t end = std::min(begin + block, rank);
-    for (std::int64_t k = begin; k < end; ++k) {
-      Real* row = matrix + k * stride;
-      const Real pivot = row[k];
-      if (!(pivot > 0) || !(pivot <= std::numeric_limits<Real>::max())) return false;
-      const std::int64_t first = k / lanes * lanes;
-      const Real inverse = 1 / std::sqrt(pivot);
-      for (std::int64_t i = first; i < stride; i += lanes) store(row + i, inverse * load(row + i));
-      std::fill(row + first, row + k, Real(0));
-      for (std::int64_t i = k + 1; i < end; ++i) add_scaled(matrix + i * stride, -row[i], row, first, stride);
-    }
-    const Real* panel = matrix + begin * stride;
-    multiply(Product<Real>{panel, 1, stride, panel, stride, matrix, stride, end - begin, Real(-1)}, end, rank, true);
+struct Factor {
+  Real* upper;    // [s, s]
+  Real* unit;     // [s, kLanes]: the blocks on the diagonal, each row divided by the one of its values on the diagonal
+  Real* inverse;  // [s]: one over the diagonal
+};
+
+template <class Real>
+Factor<Real> allocate_factor(Workspace<Real>& workspace, std::int64_t stride) {
+  return {workspace.take(stride * stride), workspace.take(stride * kLanes<Real>), workspace.take(stride)};
+}
+
+// Solves U^T x = b for one block of U: Value is a number, or a vector where there are several right-hand sides.
+template <class Value, class Real>
+[[gnu::always_inline]] inline void eliminate(const Real* unit, const Real* inverse, Real* values, std::int64_t step) {
+  constexpr int lanes = kLanes<Real>;
+  Value rows[lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) rows[i] = load_as<Value>(values + i * step);
+#pragma GCC unroll 16
+  for (int k = 0; k < lanes; ++k) {
+#pragma GCC unroll 16
+    for (int i = k + 1; i < lanes; ++i) rows[i] -= unit[k * lanes + i] * rows[k];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) store_as<Value>(values + i * step, inverse[i] * rows[i]);
+}
+
+// Factors a block on the diagonal in registers. Its rows are reduced without roots, so that a pivot waits for no more
+// than the division by the one before; all roots are taken at once.
+template <class Real>
+[[gnu::always_inline]] inline bool factor_block(Real* block, std::int64_t stride, Real* unit, Real* inverse) {
+  constexpr int lanes = kLanes<Real>;
+  Vector<Real> rows[lanes], pivots = {};
+  bool positive = true;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) rows[i] = load(block + i * stride);
+#pragma GCC unroll 16
+  for (int k = 0; k < lanes; ++k) {
+    const Real pivot = rows[k][k];
+    positive &= pivot > 0 && pivot <= std::numeric_limits<Real>::max();
+    pivots[k] = pivot;
+    const Vector<Real> ratios = rows[k] / pivot;
+    store(unit + k * lanes, ratios);
+#pragma GCC unroll 16
+    for (int i = k + 1; i < lanes; ++i) rows[i] -= ratios[i] * rows[k];
+  }
+  const Vector<Real> scales = 1 / square_root(pivots);
+  store(inverse, scales);
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    store(block + i * stride, scales[i] * rows[i]);
+    std::fill(block + i * stride, block + i * stride + i, Real(0));
+  }
+  return positive;
+}
+
+// Factors the upper triangle in place, block by block, and solves U^T x = b beside it. False where a pivot is not
+// positive.
+template <class Real>
+bool factor_and_solve(const Factor<Real>& factor, std::int64_t stride, Real* x) {
+  constexpr std::int64_t lanes = kLanes<Real>;
+  for (std::int64_t begin = 0; begin < stride; begin += lanes) {
+    const Real* above = factor.upper + begin;
+    Real* panel = factor.upper + begin * stride;
+    Real* unit = factor.unit + begin * lanes;
+    Real* inverse = factor.inverse + begin;
+    const std::int64_t next = begin + lanes;
+    add_product(above, above, panel + begin, stride, lanes, stride - begin, begin, Real(-1));
+    if (!factor_block(panel + begin, stride, unit, inverse)) return false;
+    eliminate<Real>(unit, inverse, x + begin, 1);
+    for (std::int64_t i = next; i < stride; i += lanes) eliminate<Vector<Real>>(unit, inverse, panel + i, stride);
+    multiply(Product<Real>{x + begin, 1, 1, panel + next, stride, x + next, stride, 1, stride - next, lanes, Real(-1),
+                           x + next, stride});
   }
   return true;
 }
 
-// Solves U^T x = b in place.
+// Solves U x = b in place.
 template <class Real>
-void solve_lower(const Real* upper, std::int64_t rank, std::int64_t stride, Real* x) {
-  for (std::int64_t k = 0; k < rank; ++k) {
-    const Real* row = upper + k * stride;
-    const Real value = x[k] / row[k];
-    add_scaled(x, -value, row, k / kLanes<Real> * kLanes<Real>, stride);
-    x[k] = value;
-  }
-}
-
-// Solves U x = b in place. The values of a vector are found one after the other, in scalars: a vector that is read just
-// after one of its values was written waits for that to reach the cache.
-template <class Real>
-void solve_upper(const Real* upper, std::int64_t rank, std::int64_t stride, Real* x) {
+void solve_upper(const Factor<Real>& factor, std::int64_t stride, Real* x) {
   constexpr std::int64_t lanes = kLanes<Real>;
-  for (std::int64_t begin = (rank - 1) / lanes * lanes; begin >= 0; begin -= lanes) {
-    const std::int64_t end = std::min(begin + lanes, rank);
-    for (std::int64_t k = begin; k < end; ++k) x[k] -= dot(upper + k * stride, x, begin + lanes, stride);
-    for (std::int64_t k = end; k-- > begin;) {
-      const Real* row = upper + k * stride;
-      Real value = x[k];
-      for (std::int64_t i = k + 1; i < end; ++i) value -= row[i] * x[i];
-      x[k] = value / row[k];
+  for (std::int64_t begin = stride - lanes; begin >= 0; begin -= lanes) {
+    const Real* unit = factor.unit + begin * lanes;
+    Real values[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      const Real known = dot(factor.upper + (begin + i) * stride, x, begin + lanes, stride);
+      values[i] = factor.inverse[begin + i] * (x[begin + i] - known);
+    }
+#pragma GCC unroll 16
+    for (int k = lanes - 1; k >= 0; --k) {
+      x[begin + k] = values[k];
+#pragma GCC unroll 16
+      for (int i = 0; i < k; ++i) values[i] -= unit[i * lanes + k] * values[k];
     }
   }
 }
@@ -162,10 +163,10 @@ double log_diagonal(const Real* matrix, std::int64_t rank, std::int64_t stride) 
   return product.log();
 }
 
+// result = matrix^T x, of `rows` rows.
 template <class Real>
-void multiply_vector(const Real* matrix, std::int64_t rank, std::int64_t stride, const Real* x, Real* result) {
-  std::fill(result, result + stride, Real(0));
-  for (std::int64_t i = 0; i < rank; ++i) add_scaled(result, x[i], matrix + i * stride, 0, stride);
+void multiply_vector(const Real* matrix, std::int64_t rows, std::int64_t stride, const Real* x, Real* result) {
+  multiply(Product<Real>{x, 1, 1, matrix, stride, result, stride, 1, stride, rows});
 }
 
 // Copies rows of `rank` values to rows of `stride`, the rest zero.
@@ -194,30 +195,31 @@ void invert_lower(const Real* lower, std::int64_t rank, std::int64_t stride, Rea
 // A prior with its matrix padded and filled to both triangles, its mean padded, and what follows from them.
 template <class Real>
 struct Prior {
-  Real* matrix;
-  Real* factor;
-  Real* mean;
-  Real* shift;  // matrix * mean
+  Real* matrix;  // [s, s]
+  Factor<Real> factor;
+  Real* mean;   // [s]
+  Real* shift;  // [s]: matrix * mean
   double log_diagonal;
 };
 
 template <class Real>
-Prior<Real> allocate_prior(Workspace<Real>& workspace, std::int64_t rank, std::int64_t stride) {
-  return {workspace.take(rank * stride), workspace.take(rank * stride), workspace.take(stride),
+Prior<Real> allocate_prior(Workspace<Real>& workspace, std::int64_t stride) {
+  return {workspace.take(stride * stride), allocate_factor(workspace, stride), workspace.take(stride),
           workspace.take(stride), 0};
 }
 
 template <class Real>
 bool read_matrix(Prior<Real>& prior, const Real* lower, std::int64_t rank, std::int64_t stride) {
-  std::fill(prior.matrix, prior.matrix + rank * stride, Real(0));
+  std::fill(prior.matrix, prior.matrix + stride * stride, Real(0));
+  for (std::int64_t i = rank; i < stride; ++i) prior.matrix[i * (stride + 1)] = 1;
   for (std::int64_t i = 0; i < rank; ++i) {
     for (std::int64_t k = 0; k <= i; ++k) {
       prior.matrix[i * stride + k] = prior.matrix[k * stride + i] = lower[i * rank + k];
     }
   }
-  std::copy(prior.matrix, prior.matrix + rank * stride, prior.factor);
-  if (!factor(prior.factor, rank, stride)) return false;
-  prior.log_diagonal = log_diagonal(prior.factor, rank, stride);
+  std::copy(prior.matrix, prior.matrix + stride * stride, prior.factor.upper);
+  if (!factor_and_solve(prior.factor, stride, prior.shift)) return false;
+  prior.log_diagonal = log_diagonal(prior.factor.upper, rank, stride);
   return true;
 }
 
@@ -244,18 +246,74 @@ bool read_prior(const GaussianTasks<Real>& tasks, std::int64_t task, bool first,
   return true;
 }
 
-// Writes an upper triangle as the lower one of an unpadded matrix. Runs of fixed length cost no mispredicted branch; the
-// cache lines of a column serve the rows that follow too.
+// Transposes a square in registers: exchanges its quarters off the diagonal, then theirs, and so on.
+template <class Real>
+[[gnu::always_inline]] inline void transpose(Vector<Real> (&rows)[kLanes<Real>]) {
+  constexpr int lanes = kLanes<Real>;
+  using Index = std::conditional_t<sizeof(Real) == sizeof(float), std::int32_t, std::int64_t>;
+#pragma GCC unroll 4
+  for (int half = lanes / 2; half > 0; half /= 2) {
+    Vector<Index> low, high;  // of both rows one after the other
+#pragma GCC unroll 16
+    for (int lane = 0; lane < lanes; ++lane) {
+      low[lane] = lane & half ? lanes + lane - half : lane;
+      high[lane] = lane & half ? lanes + lane : lane + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      if (i & half) continue;
+      const Vector<Real> first = rows[i], second = rows[i + half];
+      rows[i] = __builtin_shuffle(first, second, low);
+      rows[i + half] = __builtin_shuffle(first, second, high);
+    }
+  }
+}
+
+// Writes an upper triangle as the lower one of an unpadded matrix.
 template <class Real>
 void write_transposed(const Real* upper, std::int64_t rank, std::int64_t stride, Real* lower) {
-  constexpr std::int64_t run = 8;
-  for (std::int64_t i = 0; i < rank; ++i) {
-    std::int64_t k = 0;
-    for (; k + run <= i + 1; k += run) {
-      for (std::int64_t j = k; j < k + run; ++j) lower[i * rank + j] = upper[j * stride + i];
+  constexpr std::int64_t lanes = kLanes<Real>;
+  std::fill(lower, lower + rank * rank, Real(0));
+  for (std::int64_t column = 0; column < rank; column += lanes) {
+    for (std::int64_t row = column; row < rank; row += lanes) {
+      Vector<Real> square[lanes];
+#pragma GCC unroll 16
+      for (std::int64_t k = 0; k < lanes; ++k) square[k] = load(upper + (column + k) * stride + row);
+      transpose<Real>(square);
+      if (row + lanes <= rank) {
+#pragma GCC unroll 16
+        for (std::int64_t k = 0; k < lanes; ++k) store(lower + (row + k) * rank + column, square[k]);
+      } else {
+        const auto bytes = static_cast<std::size_t>(std::min(lanes, rank - column)) * sizeof(Real);
+        for (std::int64_t k = 0; row + k < rank; ++k) std::memcpy(lower + (row + k) * rank + column, &square[k], bytes);
+      }
     }
-    for (; k <= i; ++k) lower[i * rank + k] = upper[k * stride + i];
-    std::fill(lower + i * rank + i + 1, lower + (i + 1) * rank, Real(0));
+  }
+}
+
+// Observations of a task, each scaled by the root of its precision.
+template <class Real>
+struct Chunk {
+  Real* features;  // [kChunk, s]
+  Real* targets;   // [kChunk]
+  Real* roots;     // [kChunk]
+};
+
+template <class Real>
+void read_chunk(const GaussianTasks<Real>& tasks, std::int64_t begin, std::int64_t count, std::int64_t stride,
+                const Chunk<Real>& chunk) {
+  constexpr std::int64_t lanes = kLanes<Real>;
+  const std::int64_t rank = tasks.rank, whole = rank / lanes * lanes;
+  std::copy_n(tasks.precision.data() + begin, count, chunk.roots);
+  for (std::int64_t j = 0; j < count; j += lanes) store(chunk.roots + j, square_root(load(chunk.roots + j)));
+  for (std::int64_t j = 0; j < count; ++j) {
+    const Real root = chunk.roots[j];
+    const Real* features = tasks.features.data() + (begin + j) * rank;
+    Real* row = chunk.features + j * stride;
+    for (std::int64_t i = 0; i < whole; i += lanes) store(row + i, root * load(features + i));
+    for (std::int64_t i = whole; i < rank; ++i) row[i] = root * features[i];
+    for (std::int64_t i = rank; i < stride; ++i) row[i] = 0;
+    chunk.targets[j] = root * tasks.targets[begin + j];
   }
 }
 
@@ -263,62 +321,58 @@ template <class Real>
 Failure posterior_range(const GaussianTasks<Real>& tasks, const GaussianPosterior<Real>& posterior, std::int64_t begin,
                         std::int64_t end) {
   const std::int64_t rank = tasks.rank, stride = padded<Real>(rank);
-  Workspace<Real> workspace(3 * rank * stride + 5 * stride + kChunk * stride);
-  Prior<Real> prior = allocate_prior(workspace, rank, stride);
-  Real* total = workspace.take(rank * stride);
-  Real* chunk = workspace.take(kChunk * stride);
+  Workspace<Real> workspace((3 * stride + 2 * kLanes<Real> + 7 + kChunk) * stride + 2 * kChunk);
+  Prior<Real> prior = allocate_prior(workspace, stride);
+  const Factor<Real> total = allocate_factor(workspace, stride);
+  const Chunk<Real> chunk{workspace.take(kChunk * stride), workspace.take(kChunk), workspace.take(kChunk)};
   Real* mean = workspace.take(stride);
   Real* deviation = workspace.take(stride);
   Real* image = workspace.take(stride);
 
   for (std::int64_t task = begin; task < end; ++task) {
     if (!read_prior(tasks, task, task == begin, stride, prior)) return {Failure::prior, task};
-    std::copy(prior.matrix, prior.matrix + rank * stride, total);
+    std::copy(prior.matrix, prior.matrix + stride * stride, total.upper);
     std::copy(prior.shift, prior.shift + stride, mean);
     const std::int64_t first = tasks.offsets[task], last = tasks.offsets[task + 1];
     LogProduct precisions;
     std::int64_t present = 0;
     for (std::int64_t from = first; from < last; from += kChunk) {
       const std::int64_t count = std::min(kChunk, last - from);
-      for (std::int64_t j = 0; j < count; ++j) {
-        const Real precision = tasks.precision[from + j];
-        if (!(precision >= 0 && precision <= std::numeric_limits<Real>::max())) return {Failure::observation, from + j};
+      for (std::int64_t j = from; j < from + count; ++j) {
+        const Real precision = tasks.precision[j];
+        if (!(precision >= 0 && precision <= std::numeric_limits<Real>::max())) return {Failure::observation, j};
         if (precision > 0) {
           precisions.multiply(static_cast<double>(precision));
           ++present;
         }
-        const Real root = std::sqrt(precision);
-        Real* row = chunk + j * stride;
-        const Real* features = tasks.features.data() + (from + j) * rank;
-        std::int64_t i = 0;
-        for (; i + kLanes<Real> <= rank; i += kLanes<Real>) store(row + i, root * load(features + i));
-        for (; i < rank; ++i) row[i] = root * features[i];
-        for (; i < stride; ++i) row[i] = 0;
-        add_scaled(mean, root * tasks.targets[from + j], row, 0, stride);
       }
-      multiply(Product<Real>{chunk, 1, stride, chunk, stride, total, stride, count, Real(1)}, 0, rank, true);
+      read_chunk(tasks, from, count, stride, chunk);
+      multiply(Product<Real>{chunk.targets, 1, 1, chunk.features, stride, mean, stride, 1, stride, count, 1, mean, stride});
+      for (std::int64_t i = 0; i < stride; i += kLanes<Real>) {
+        const Real* columns = chunk.features + i;
+        add_product(columns, columns, total.upper + i * (stride + 1), stride, kLanes<Real>, stride - i, count, Real(1));
+      }
     }
-    if (!factor(total, rank, stride)) return {Failure::posterior, task};
-    solve_lower(total, rank, stride, mean);
-    solve_upper(total, rank, stride, mean);
+    if (!factor_and_solve(total, stride, mean)) return {Failure::posterior, task};
+    solve_upper(total, stride, mean);
 
     for (std::int64_t i = 0; i < stride; ++i) deviation[i] = mean[i] - prior.mean[i];
     multiply_vector(prior.matrix, rank, stride, deviation, image);
     double misfit = dot(image, deviation, 0, stride);
-    for (std::int64_t j = first; j < last; ++j) {
-      const Real* features = tasks.features.data() + j * rank;
-      const std::int64_t whole = rank / kLanes<Real> * kLanes<Real>;
-      Real fitted = dot(features, mean, 0, whole);
-      for (std::int64_t i = whole; i < rank; ++i) fitted += features[i] * mean[i];
-      const Real residual = tasks.targets[j] - fitted;
-      misfit += static_cast<double>(tasks.precision[j] * residual * residual);
+    for (std::int64_t from = first; from < last; from += kChunk) {
+      const std::int64_t count = std::min(kChunk, last - from);
+      if (last - first > kChunk) read_chunk(tasks, from, count, stride, chunk);
+      for (std::int64_t j = 0; j < count; ++j) {
+        const Real residual = chunk.targets[j] - dot(chunk.features + j * stride, mean, 0, stride);
+        misfit += static_cast<double>(residual * residual);
+      }
     }
     constexpr double log_two_pi = 1.8378770664093453;
     posterior.log_evidence[task] = static_cast<Real>(
-        prior.log_diagonal - log_diagonal(total, rank, stride) +
+        prior.log_diagonal - log_diagonal(total.upper, rank, stride) +
         (precisions.log() - static_cast<double>(present) * log_two_pi - misfit) / 2);
     std::copy(mean, mean + rank, posterior.mean.data() + task * rank);
-    write_transposed(total, rank, stride, posterior.cholesky.data() + task * rank * rank);
+    write_transposed(total.upper, rank, stride, posterior.cholesky.data() + task * rank * rank);
   }
   return {};
 }
@@ -340,8 +394,8 @@ void backward_range(const GaussianTasks<Real>& tasks, const PosteriorGradients<R
                     bool own_matrix, Real* shared_mean, Real* shared_matrix) {
   const std::int64_t rank = tasks.rank, stride = padded<Real>(rank);
   const std::int64_t square = rank * stride;
-  Workspace<Real> workspace(9 * square + 8 * stride + 2 * kChunk * stride);
-  Prior<Real> prior = allocate_prior(workspace, rank, stride);
+  Workspace<Real> workspace(7 * square + (2 * stride + kLanes<Real> + 8 + 2 * kChunk) * stride);
+  Prior<Real> prior = allocate_prior(workspace, stride);
   Real* covariance = workspace.take(square);  // of the prior
   Real* lower = workspace.take(square);
   Real* inverse = workspace.take(square);
@@ -357,7 +411,7 @@ void backward_range(const GaussianTasks<Real>& tasks, const PosteriorGradients<R
   Real* chunk = workspace.take(kChunk * stride);
   Real* pushed = workspace.take(kChunk * stride);
   const auto transposed = [=](const Real* a, const Real* b, Real* c, Real sign) {  // c += sign * a^T b
-    multiply(Product<Real>{a, 1, stride, b, stride, c, stride, rank, sign}, 0, rank, false);
+    add_product(a, b, c, stride, rank, stride, rank, sign);
   };
 
   for (std::int64_t task = begin; task < end; ++task) {
@@ -365,7 +419,7 @@ void backward_range(const GaussianTasks<Real>& tasks, const PosteriorGradients<R
     if (task == begin || own_matrix) {
       std::fill(half, half + square, Real(0));
       for (std::int64_t i = 0; i < rank; ++i) {
-        for (std::int64_t k = 0; k <= i; ++k) half[i * stride + k] = prior.factor[k * stride + i];
+        for (std::int64_t k = 0; k <= i; ++k) half[i * stride + k] = prior.factor.upper[k * stride + i];
       }
       invert_lower(half, rank, stride, inverse);
       std::fill(covariance, covariance + square, Real(0));
@@ -406,8 +460,7 @@ void backward_range(const GaussianTasks<Real>& tasks, const PosteriorGradients<R
     for (std::int64_t at = tasks.offsets[task]; at < tasks.offsets[task + 1]; at += kChunk) {
       const std::int64_t count = std::min(kChunk, tasks.offsets[task + 1] - at);
       pad(tasks.features.data() + at * rank, count, rank, chunk, stride);
-      std::fill(pushed, pushed + count * stride, Real(0));
-      multiply(Product<Real>{chunk, stride, 1, total, stride, pushed, stride, rank, Real(1)}, 0, count, false);
+      multiply(Product<Real>{chunk, stride, 1, total, stride, pushed, stride, count, stride, rank});
       for (std::int64_t j = 0; j < count; ++j) {
         const Real* row = chunk + j * stride;
         const Real precision = tasks.precision[at + j], target = tasks.targets[at + j];

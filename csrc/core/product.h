@@ -65,9 +65,12 @@ void multiply_tile(const Product<Real>& p, std::int64_t row, std::int64_t column
   }
 }
 
-// Rows are shared out evenly over the tiles: a last tile of one row would wait for its own sums.
+// Rows are shared out evenly over the tiles: a last tile of one row would wait for its own sums. A tile of one vector
+// per row takes up to eight rows, for eight sums are what keeps the arithmetic busy.
 template <int Columns, class Real>
-void multiply_panel(const Product<Real>& p, std::int64_t column, std::int64_t tiles) {
+void multiply_panel(const Product<Real>& p, std::int64_t column) {
+  constexpr std::int64_t most = Columns == 1 ? 8 : 6;
+  const std::int64_t tiles = (p.rows + most - 1) / most;
   const std::int64_t height = p.rows / tiles;
   std::int64_t taller = p.rows % tiles;
   for (std::int64_t row = 0, rows; row < p.rows; row += rows) {
@@ -78,22 +81,23 @@ void multiply_panel(const Product<Real>& p, std::int64_t column, std::int64_t ti
       case 3: multiply_tile<3, Columns>(p, row, column); break;
       case 4: multiply_tile<4, Columns>(p, row, column); break;
       case 5: multiply_tile<5, Columns>(p, row, column); break;
-      default: multiply_tile<6, Columns>(p, row, column);
+      case 6: multiply_tile<6, Columns>(p, row, column); break;
+      case 7: multiply_tile<most == 8 ? 7 : 6, Columns>(p, row, column); break;
+      default: multiply_tile<most, Columns>(p, row, column);
     }
   }
 }
 
 template <class Real>
 void multiply(const Product<Real>& p) {
-  constexpr std::int64_t lanes = kLanes<Real>, most = 6;
+  constexpr std::int64_t lanes = kLanes<Real>;
   if (p.rows == 0) return;
-  const std::int64_t tiles = (p.rows + most - 1) / most;
   std::int64_t column = 0;
   if (p.rows <= 3) {
-    for (; column + 4 * lanes <= p.columns; column += 4 * lanes) multiply_panel<4>(p, column, tiles);
+    for (; column + 4 * lanes <= p.columns; column += 4 * lanes) multiply_panel<4>(p, column);
   }
-  for (; column + 2 * lanes <= p.columns; column += 2 * lanes) multiply_panel<2>(p, column, tiles);
-  if (column < p.columns) multiply_panel<1>(p, column, tiles);
+  for (; column + 2 * lanes <= p.columns; column += 2 * lanes) multiply_panel<2>(p, column);
+  if (column < p.columns) multiply_panel<1>(p, column);
 }
 
 }  // namespace
