@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -62,22 +62,45 @@ class NeuralAlgorithm(Algorithm):
         """The mean loss of the tasks' query ratings, differentiable in the network's weights."""
 
     def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
-        """Train the network on tasks of the known entities; where `valid` is not given, a tenth of them validate."""
+        """Train the network on tasks of the known entities.
+
+        Where `valid` is not given, some of them are first taken for newcomers, to see how many epochs serve those
+        best; then a fresh network is trained on all of them, for as many epochs.
+        """
         self.sizes_ = asdict(Sizes.of(train))
         self.implicit_ = train.scale.implicit
         self.mean_ = 0.0 if self.implicit_ else float(train.rating.mean())
         self.deviation_ = 1.0 if self.implicit_ else max(float(train.rating.std()), 1e-3)
+        sampler = TaskSampler(train, self.sides, self.sampling, device=run.device, dtype=run.dtype)
+        if valid is not None:
+            self._train(sampler, [valid], run)
+        else:
+            self._train(sampler, [], run, self._best_epochs(sampler, run))
+        self.network_.eval()
+        return self
+
+    def _best_epochs(self, sampler: TaskSampler, run: Run) -> int | None:
+        """After how many epochs without them newcomers were served best; None where there are none."""
+        rest, newcomers = sampler.hold_out(self.training.held_out, run.generator())
+        if not newcomers or not len(rest):
+            return None
+        if run.checkpoint is not None:
+            run = replace(run, checkpoint=run.checkpoint.with_name(f"{run.checkpoint.name}.held-out"))
+        return self._train(rest, newcomers, run)
+
+    def _train(
+        self, sampler: TaskSampler, valid: Sequence[Tasks], run: Run, epochs: int | None = None
+    ) -> int:
+        """Train a fresh network; the epochs that its weights come from."""
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)
-            self.network_ = self.build(Sizes.of(train)).to(run.device, run.dtype)
-        sampler = TaskSampler(train, self.sides, self.sampling, device=run.device, dtype=run.dtype)
-        held_out = [valid] if valid is not None else sampler.hold_out(0.1, run.generator())
+            self.network_ = self.build(Sizes(**self.sizes_)).to(run.device, run.dtype)
         trainer = Trainer(
             self.network_, self.loss, self.training, run, name=self.name, backward=self.backward
         )
-        trainer.train(sampler, held_out, lambda epoch, values: run.report(self, epoch, values))
-        self.network_.eval()
-        return self
+        return trainer.train(
+            sampler, valid, lambda epoch, values: run.report(self, epoch, values), epochs=epochs
+        )
 
     def backward(self, tasks: Tasks) -> Tensor:
         """Add the gradients of a batch to the weights', and return its loss; by autograd through `loss`."""

@@ -49,7 +49,8 @@ class Run:
         The hook relay of a plugin manager, which is told of every epoch.
     checkpoint : Path, optional
         File that a learner's fit writes after every epoch, and goes on from where it exists: the final numbers are the
-        same as if it had not been stopped.
+        same as if it had not been stopped. Where newcomers choose the epochs, that training has a file beside it,
+        ``….held-out``.
     """
 
     device: torch.device = torch.device("cpu")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,8 +50,12 @@ class Training:
         `l2` is decoupled decay).
     clip : float, default 10
         Greatest norm of the gradient of a step.
+    held_out : float, default 0.1
+        Share of the known users and of the known items that are taken for newcomers, to see how many epochs serve
+        newcomers best; the weights are then trained on everybody, for as many epochs. With 0 no one is, and all epochs
+        are run.
     patience : int, default 5
-        Epochs without a better validation loss after which to stop; the best epoch's weights are kept.
+        Epochs without a better validation loss after which to stop.
     """
 
     epochs: Annotated[int, Range(1, 100_000)] = 30
@@ -61,6 +66,7 @@ class Training:
     l1: Annotated[float, Range(0.0, 1.0)] = 0.0
     l2: Annotated[float, Range(0.0, 1.0)] = 0.0
     clip: Annotated[float, Range(1e-6, 1e6, log=True)] = 10.0
+    held_out: Annotated[float, Range(0.0, 0.5)] = 0.1
     patience: Annotated[int, Range(1, 100_000)] = 5
 
 
@@ -107,44 +113,68 @@ class Trainer:
         sampler: TaskSampler,
         valid: Sequence[Tasks],
         report: Callable[[int, Mapping[str, float]], None],
-    ) -> None:
-        """Train until the epochs are over or validation has stopped to improve; leave the best epoch's weights.
+        *,
+        epochs: int | None = None,
+    ) -> int:
+        """Train until the epochs are over or validation has stopped to improve.
 
         Parameters
         ----------
         sampler : TaskSampler
         valid : sequence of Tasks
-            Batches to stop early by; without any, by the training loss.
+            Batches to stop early by: the best epoch's weights are kept. Without any the last epoch's are.
         report : function of epoch and figures
             Told after every epoch.
+        epochs : int, optional
+            Stop after so many, with the schedule of them all; default all.
+
+        Returns
+        -------
+        int
+            The epochs that the weights have been trained for.
 
         Raises
         ------
         TrainingError
-            The loss of the first epoch is not a finite number. Where that comes later, a warning says so and the best
-            epoch is kept.
+            There are no tasks, or the loss of the first epoch is not a finite number. Where that comes later, a warning
+            says so and the weights of the best epoch, or of the last one before, are kept.
         """
+        if len(sampler) == 0:
+            raise TrainingError(f"training of {self.name!r}: nothing to train on, no entity has two ratings")
         generator = self.run.generator()
         schedule = _Schedule(self.optimizer, self.training, len(sampler))
         history = _History(_copied(self.module))
         if self.run.checkpoint is not None and self.run.checkpoint.exists():
             self._resume(self.run.checkpoint, history, schedule, generator)
-        for epoch in self.run.epochs(self.training.epochs, f"train {self.name}"):
+        for epoch in self.run.epochs(epochs or self.training.epochs, f"train {self.name}"):
             if epoch < history.epochs or history.stale >= self.training.patience:
                 continue
             try:
-                losses = [self._step(tasks, schedule, epoch) for tasks in sampler.epoch(generator)]
+                figures = self._epoch(epoch, sampler.epoch(generator), valid, schedule)
             except _Diverged as where:
                 self._give_up(str(where), history)
                 break
-            loss = float(torch.stack(losses).mean())
-            judged = self._valid_loss(valid) if valid else loss
-            schedule.after_epoch(judged)
-            history.add(judged, self.module)
-            report(epoch, {"loss": loss, "valid_loss": judged, "learning_rate": schedule.learning_rate})
+            schedule.after_epoch(figures.get("valid_loss", figures["loss"]))
+            history.add(figures.get("valid_loss"), self.module)
+            report(epoch, {**figures, "learning_rate": schedule.learning_rate})
             if self.run.checkpoint is not None:
                 self._save(self.run.checkpoint, history, schedule, generator)
         self.module.load_state_dict(history.best)
+        return history.epochs - history.stale
+
+    def _epoch(
+        self, epoch: int, batches: Iterable[Tasks], valid: Sequence[Tasks], schedule: _Schedule
+    ) -> dict[str, float]:
+        """Train for an epoch; its losses. What layers draw, as in dropout, depends on the seed and the epoch only."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.run.seed + epoch)
+            losses = [self._step(tasks, schedule, epoch) for tasks in batches]
+        figures = {"loss": float(torch.stack(losses).mean())}
+        if valid:
+            figures["valid_loss"] = self._valid_loss(valid)
+            if not math.isfinite(figures["valid_loss"]):
+                raise _Diverged(f"the validation after epoch {epoch}")
+        return figures
 
     def _step(self, tasks: Tasks, schedule: _Schedule, epoch: int) -> Tensor:
         self.optimizer.zero_grad()
@@ -173,7 +203,10 @@ class Trainer:
         )
         if history.epochs == 0:
             raise TrainingError(message)
-        warnings.warn(f"{message}; the best epoch before it is kept", TrainingWarning, stacklevel=3)
+        kept = history.epochs - history.stale
+        warnings.warn(
+            f"{message}; the weights after epoch {kept - 1} are kept", TrainingWarning, stacklevel=3
+        )
 
     def _save(self, path: Path, history: _History, schedule: _Schedule, generator: torch.Generator) -> None:
         tensors = {"generator": generator.get_state()}
@@ -226,18 +259,19 @@ class _Diverged(Exception):
 
 @dataclass
 class _History:
-    """The best epoch so far, and how many there were since."""
+    """The best epoch so far, which is the last one where nothing judges, and how many there were since."""
 
     best: dict[str, Tensor]
     best_loss: float = float("inf")
     epochs: int = 0
     stale: int = 0
 
-    def add(self, loss: float, module: nn.Module) -> None:
+    def add(self, loss: float | None, module: nn.Module) -> None:
         self.epochs += 1
         self.stale += 1
-        if loss < self.best_loss:
-            self.best, self.best_loss, self.stale = _copied(module), loss, 0
+        if loss is None or loss < self.best_loss:
+            self.best, self.stale = _copied(module), 0
+            self.best_loss = self.best_loss if loss is None else loss
 
     def record(self) -> dict[str, float]:
         return {"best_loss": self.best_loss, "epochs": self.epochs, "stale": self.stale}

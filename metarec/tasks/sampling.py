@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Self
 
 import torch
@@ -67,6 +69,7 @@ class TaskSampler:
         dtype: torch.dtype,
     ) -> None:
         self.sampling = sampling
+        self._device = device
         self._pools = [_Pool.of(train, side, device, dtype) for side in sides]
 
     def __len__(self) -> int:
@@ -77,6 +80,7 @@ class TaskSampler:
         blocks = [
             (pool, entities)
             for pool in self._pools
+            if pool.drawable.numel()
             for entities in torch.split(
                 pool.drawable[_permutation(pool.drawable, generator)], self.sampling.tasks
             )
@@ -85,21 +89,43 @@ class TaskSampler:
             pool, entities = blocks[number]
             yield self._draw(pool, entities, generator)
 
-    def hold_out(self, share: float, generator: torch.Generator) -> list[Tasks]:
-        """Take a share of the entities of each side away, and give batches of their tasks."""
-        taken = [pool.drawable[_permutation(pool.drawable, generator)] for pool in self._pools]
-        sizes = [round(share * entities.numel()) for entities in taken]
-        batches = [
-            self._draw(pool, block, generator)
-            for pool, entities, size in zip(self._pools, taken, sizes, strict=True)
-            for block in torch.split(entities[:size], self.sampling.tasks)
-            if size
-        ]
-        self._pools = [
-            replace(pool, drawable=entities[size:])
-            for pool, entities, size in zip(self._pools, taken, sizes, strict=True)
-        ]
-        return batches
+    def hold_out(self, share: float, generator: torch.Generator) -> tuple[TaskSampler, list[Tasks]]:
+        """Take a share of the users and of the items for newcomers: a sampler without them, and batches of their tasks.
+
+        What they rated, and how they were rated, is in no epoch of the sampler. Their tasks are alike those of the
+        scenarios: of newcomers among known partners, with support and query, and of all entities among partners that
+        are newcomers, as new ones.
+
+        Parameters
+        ----------
+        share : float
+        generator : torch.Generator
+
+        Returns
+        -------
+        TaskSampler
+            The rest; rows are as they were.
+        list of Tasks
+            Without noise in their supports.
+        """
+        is_new: dict[Side, Tensor] = {}
+        for side in ("user", "item"):
+            count = self._pools[0].size(side)
+            order = torch.randperm(count, generator=generator, device=self._device)
+            is_new[side] = order < round(share * count)
+        rest, newcomers = [], []
+        for pool in self._pools:
+            entity, partner = is_new[pool.side], is_new[partner_side(pool.side)]
+            rest.append(pool.among(~entity, ~partner))
+            newcomers += [pool.among(entity, ~partner), pool.among(torch.ones_like(entity), partner).as_new()]
+        plain = replace(self.sampling, new_partners=0.0, rating_noise=0.0)
+        batches = list(self._over(newcomers, plain).epoch(generator))
+        return self._over(rest, self.sampling), batches
+
+    def _over(self, pools: Sequence[_Pool], sampling: Sampling) -> TaskSampler:
+        other = copy(self)
+        other._pools, other.sampling = list(pools), sampling
+        return other
 
     def _draw(self, pool: _Pool, entities: Tensor, generator: torch.Generator) -> Tasks:
         offsets, entry = pool.lists.entries(entities)
@@ -136,12 +162,12 @@ class TaskSampler:
         if not pool.implicit:
             return owner, partner, rating
         shape = (entry.numel(), self.sampling.negatives)
-        drawn = torch.randint(pool.count, shape, generator=generator, device=entry.device)
+        drawn = torch.randint(pool.choice.numel(), shape, generator=generator, device=entry.device)
         each = 1 + self.sampling.negatives
         rating = torch.cat([rating.unsqueeze(1), rating.new_zeros(shape)], 1)
         return (
             owner.repeat_interleave(each),
-            torch.cat([partner.unsqueeze(1), drawn], 1).flatten(),
+            torch.cat([partner.unsqueeze(1), pool.choice[drawn]], 1).flatten(),
             rating.flatten(),
         )
 
@@ -164,22 +190,24 @@ class TaskSampler:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The training ratings of one side's entities, entity by entity.
+    """Ratings of one side's entities, entity by entity.
 
     Every partner stands twice in `partners`: as row p the known one, as row ``count + p`` the same as a new one.
+    `choice` are those that a partner which was not chosen may be drawn from.
     """
 
     side: Side
     features: Features
     partners: EntityRows
     count: int
+    choice: Tensor
     lists: Ragged
     rating: Tensor
-    drawable: Tensor
     implicit: bool
 
     @classmethod
     def of(cls, train: Dataset, side: Side, device: torch.device, dtype: torch.dtype) -> Self:
+        """All training ratings."""
         entities, partners = train.entities(side), train.entities(partner_side(side))
         assert entities.features is not None and partners.features is not None, "a split encodes both sides"
         count = len(partners)
@@ -194,11 +222,36 @@ class _Pool:
             features=entities.features.to(device, dtype),
             partners=twice.to(device, dtype),
             count=count,
+            choice=known.to(device),
             lists=Ragged(by_entity.offsets.to(device), partner.to(device)),
             rating=train.rating[by_entity.partner].to(device, dtype),
-            drawable=(by_entity.counts >= 2).nonzero().flatten().to(device),
             implicit=train.scale.implicit,
         )
+
+    @cached_property
+    def drawable(self) -> Tensor:
+        """int64: the entities with a rating for the query and one for the support."""
+        return (self.lists.counts >= 2).nonzero().flatten()
+
+    def size(self, side: Side) -> int:
+        """Number of users or of items."""
+        return len(self.lists) if side == self.side else self.count
+
+    def among(self, entities: Tensor, partners: Tensor) -> Self:
+        """Only the ratings of some entities (bool [N]) and some partners (bool [count])."""
+        owner = self.lists.owner
+        kept = entities[owner] & partners[self.lists.partner]
+        return replace(
+            self,
+            choice=partners.nonzero().flatten(),
+            lists=Ragged(_offsets(owner[kept], self.lists), self.lists.partner[kept]),
+            rating=self.rating[kept],
+        )
+
+    def as_new(self) -> Self:
+        """The same with all partners new."""
+        rows = torch.full_like(self.partners.rows, -1)
+        return replace(self, partners=replace(self.partners, rows=rows))
 
 
 def _offsets(owner: Tensor, lists: Ragged) -> Tensor:

@@ -7,7 +7,10 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from metarec.data import partner_side
 from metarec.tasks import Sampling, Tasks, TaskSampler
 from metarec.testing.world import small_world
 
@@ -95,16 +98,63 @@ def test_a_partner_taken_for_new_keeps_its_attributes():
     assert torch.equal(tasks.query.partners.rows[:count], torch.arange(count))
 
 
-def test_held_out_entities_are_in_no_epoch():
-    drawn = sampler()
-    held_out = drawn.hold_out(0.25, torch.Generator().manual_seed(1))
-    for side, count in (("user", 48), ("item", 32)):
-        of_side = {
-            name: torch.cat([t.entity for t in batches if t.support.side == side]).tolist()
-            for name, batches in (("held out", held_out), ("drawn", epoch(drawn)))
-        }
-        assert len(of_side["held out"]) == count // 4
-        assert sorted(of_side["held out"] + of_side["drawn"]) == list(range(count))
+@pytest.mark.parametrize("implicit", [False, True])
+@given(
+    share=st.floats(0.0, 0.5), seed=st.integers(0, 1000), sides=st.sampled_from([("user",), ("user", "item")])
+)
+@settings(max_examples=15, deadline=None)
+def test_newcomers_are_in_no_epoch_in_either_role(implicit: bool, share: float, seed: int, sides):
+    rest, held_out = sampler(implicit=implicit, sides=sides).hold_out(
+        share, torch.Generator().manual_seed(seed)
+    )
+    counts = {"user": 48, "item": 32}
+    seen = {side: torch.zeros(count, dtype=torch.bool) for side, count in counts.items()}
+    for tasks in epoch(rest, seed):
+        side = tasks.support.side
+        seen[side][tasks.entity] = True
+        for lists in (tasks.support, tasks.query):
+            seen[partner_side(side)][lists.partner % len(tasks.candidates)] = True
+    assert all(seen[side].sum() <= count - round(share * count) for side, count in counts.items())
+    for tasks in held_out:
+        known = tasks.query.partners.rows
+        assert (tasks.support.entities.rows == -1).all()
+        for lists in (tasks.support, tasks.query):
+            partner = lists.partner % len(tasks.candidates)
+            was_seen = seen[partner_side(tasks.support.side)][partner]
+            if (known == -1).all():
+                assert not was_seen.any(), "new partners are in no epoch"
+            else:
+                assert not seen[tasks.support.side][tasks.entity].any(), "entities are in no epoch"
+                assert (known[lists.partner] >= 0).all()
+
+
+def test_newcomers_have_all_their_ratings_in_tasks_of_both_kinds():
+    drawn = sampler(tasks=64, sides=("user",), max_support=100)
+    _, held_out = drawn.hold_out(0.25, torch.Generator().manual_seed(1))
+    new_users = {
+        user
+        for tasks in held_out
+        if (tasks.support.partners.rows >= 0).any()
+        for user in tasks.entity.tolist()
+    }
+    ratings = [rated(tasks, part) for tasks in held_out for part in ("support", "query")]
+    new_items = {
+        item
+        for tasks in held_out
+        if (tasks.support.partners.rows == -1).all()
+        for part in ("support", "query")
+        for _, item, _ in rated(tasks, part)
+    }
+    assert (len(new_users), len(new_items)) == (48 // 4, 32 // 4)
+    found = Counter(rating for part in ratings for rating in part)
+    assert max(found.values()) == 1
+    of_new = {
+        rating for rating in training_ratings("user") if rating[0] in new_users or rating[1] in new_items
+    }
+    counts = Counter(user for user, item, _ in of_new if item in new_items)
+    alone = {user for user, count in counts.items() if count == 1}
+    assert of_new - set(found) == {r for r in of_new if r[0] in alone and r[1] in new_items}
+    assert set(found) <= of_new
 
 
 def test_implicit_queries_have_partners_that_were_not_chosen():

@@ -1,0 +1,99 @@
+"""How networks are fitted: the epochs chosen on newcomers, the weights trained on everybody."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metarec.learning import Run, Sizes, Training
+from metarec.plugins.algorithms.maml import MAML
+from metarec.tasks import TaskSampler
+from metarec.testing.world import small_world
+
+TRAINING = Training(epochs=4, learning_rate=0.02, patience=2)
+
+
+class Hooks:
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.reports: list[dict[str, Any]] = []
+
+    def after_epoch(self, algorithm: Any, epoch: int, values: Any) -> None:
+        self.reports.append({"epoch": epoch, **values})
+
+
+def learner(training: Training = TRAINING) -> MAML:
+    return MAML(size=3, hidden=(4,), training=training)
+
+
+def weights(fitted: MAML) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in fitted.network_.parameters()])
+
+
+def test_newcomers_choose_the_epochs_and_everybody_trains():
+    train, hooks = small_world().split.train, Hooks()
+    fitted = learner().fit(train, run=Run(hooks=hooks))
+    search = [report for report in hooks.reports if "valid_loss" in report]
+    best = min(search, key=lambda report: report["valid_loss"])
+    last = hooks.reports[len(search) :]
+    assert [report["epoch"] for report in last] == list(range(best["epoch"] + 1))
+    plain = learner(replace(TRAINING, held_out=0.0))
+    plain._best_epochs = lambda sampler, run: best["epoch"] + 1
+    assert torch.equal(weights(plain.fit(train)), weights(fitted))
+
+
+def test_without_newcomers_all_epochs_are_run():
+    hooks = Hooks()
+    learner(replace(TRAINING, held_out=0.0)).fit(small_world().split.train, run=Run(hooks=hooks))
+    assert [report["epoch"] for report in hooks.reports] == [0, 1, 2, 3]
+    assert not any("valid_loss" in report for report in hooks.reports)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_own_embeddings_of_newcomers_stay_as_drawn(implicit: bool):
+    train, run = small_world(implicit=implicit).split.train, Run()
+    fitted = learner(replace(TRAINING, epochs=1, held_out=0.25)).fit(train)
+    sampler = TaskSampler(train, fitted.sides, fitted.sampling, device=run.device, dtype=run.dtype)
+    fitted._best_epochs(sampler, run)
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        start = fitted.build(Sizes(**fitted.sizes_))
+    for side, count in (("user", 48), ("item", 32)):
+        before, after = (network.embeddings[side].own for network in (start, fitted.network_))
+        assert (before == after).all(1).sum() == count // 4
+
+
+class _Stopped(Exception):
+    pass
+
+
+class _StopsAfter:
+    """A progress that raises when some epochs, of both trainings together, are over."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left = epochs
+
+    def track(self, steps, *, description, total=None):
+        for step in steps:
+            if self.left == 0:
+                raise _Stopped
+            self.left -= 1
+            yield step
+
+
+@pytest.mark.parametrize("epochs", [2, 6])
+def test_stopped_in_either_training_and_resumed_it_ends_the_same(epochs: int, tmp_path: Path):
+    train, checkpoint = small_world().split.train, tmp_path / "maml.checkpoint"
+    training = replace(TRAINING, patience=9)
+    options = {"dropout": 0.3, "training": training, "size": 3, "hidden": (4,)}
+    whole = MAML(**options).fit(train)
+    with pytest.raises(_Stopped):
+        MAML(**options).fit(train, run=Run(progress=_StopsAfter(epochs), checkpoint=checkpoint))
+    torch.rand(3)  # whatever else draws in between
+    resumed = MAML(**options).fit(train, run=Run(checkpoint=checkpoint))
+    assert torch.equal(weights(resumed), weights(whole))
