@@ -1,4 +1,4 @@
-"""A plugin with every optional ability: exact top-k by the native op, updates, explanations.
+"""A plugin with every optional ability: exact top-k by the native op, draws, updates, explanations.
 
 ``metarec --plugin examples/every_ability.py run --algorithms running-mean,bias``
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Self
 
+import torch
 from torch import Tensor
 
 from metarec import Adapted, Algorithm, Dataset, Prediction, Query, Range, Run, Support, Tasks, hookimpl
@@ -74,6 +75,12 @@ class RunningMean(Algorithm):
     def candidate_factors(self, side: Side, partners: EntityRows) -> Tensor:
         """`Factorized`: 1, so that the product is the mean."""
         return self.mean_.new_ones(len(partners), 1)
+
+    def draw(self, adapted: Sums, query: Query, count: int, *, generator: torch.Generator) -> Tensor:
+        """`Generative`: the shrunk mean and what is unknown of it."""
+        mean, weight = self._mean(adapted), adapted.count + self.strength
+        noise = torch.randn(count, len(mean), generator=generator, dtype=mean.dtype, device=mean.device)
+        return (mean + (self.noise_ / weight).sqrt() * noise)[:, query.owner]
 
     def absorb(self, adapted: Sums, rating: Support) -> Sums:
         """`Updatable`: one rating more."""

@@ -1,10 +1,18 @@
 """Layer 3: what learns across tasks."""
 
-from metarec.learning.abilities import Explainable, Explanation, Factorized, Updatable, leave_one_out
+from metarec.learning.abilities import (
+    Explainable,
+    Explanation,
+    Factorized,
+    Generative,
+    Updatable,
+    leave_one_out,
+)
 from metarec.learning.algorithm import Adapted, Algorithm, Prediction
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
 from metarec.learning.gradient import AdaptedHeads, GradientMetaLearner, Steps, Towers
 from metarec.learning.level import Level, LevelAlgorithm, residual_variance
+from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes
 from metarec.learning.posterior import Posterior, PosteriorLearner
 from metarec.learning.run import Progress, Run, Silent
@@ -12,6 +20,7 @@ from metarec.learning.training import Trainer, Training, TrainingWarning
 
 __all__ = [
     "Adapted",
+    "AdaptedHead",
     "AdaptedHeads",
     "Algorithm",
     "ContentPrior",
@@ -19,9 +28,12 @@ __all__ = [
     "Explainable",
     "Explanation",
     "Factorized",
+    "Generative",
     "GradientMetaLearner",
     "Level",
     "LevelAlgorithm",
+    "LinearHead",
+    "LinearHeadLearner",
     "NeuralAlgorithm",
     "Posterior",
     "PosteriorLearner",

@@ -27,6 +27,19 @@ class Factorized(Protocol):
 
 
 @runtime_checkable
+class Generative(Protocol):
+    """Draws what the ratings may be expected to be: jointly, where `predict` gives each one's mean and variance."""
+
+    def draw(self, adapted: Adapted, query: Query, count: int, *, generator: torch.Generator) -> Tensor:
+        """float [count, n]: each row is one draw of every query partner's rating, without the noise.
+
+        Within a row the ratings of a task belong together, such as by one draw of its parameters; the rows and the
+        tasks are independent. `generator` is on the device of `adapted`.
+        """
+        ...
+
+
+@runtime_checkable
 class Updatable(Protocol):
     """Takes in one more rating per task, or takes one out, without the others at hand."""
 

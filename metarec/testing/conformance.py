@@ -29,7 +29,16 @@ import torch
 from torch import Tensor
 
 from metarec import artifact
-from metarec.learning import Adapted, Algorithm, Explainable, Factorized, Prediction, Run, Updatable
+from metarec.learning import (
+    Adapted,
+    Algorithm,
+    Explainable,
+    Factorized,
+    Generative,
+    Prediction,
+    Run,
+    Updatable,
+)
 from metarec.options import build
 from metarec.pluginmanager import PluginManager
 from metarec.serving import Recommender
@@ -257,6 +266,29 @@ class AlgorithmConformance:
                 self._close(
                     dot, _dot_products(fitted, expected, tasks), f"the dot product after {what}", "as it was"
                 )
+
+    def test_draws_agree_with_the_prediction(self, fitted: Algorithm, tasks: Tasks) -> None:
+        """`Generative`: their mean is the predicted one, their variance that of the prediction less the noise."""
+        if not isinstance(fitted, Generative):
+            pytest.skip(f"{fitted.name} is not Generative")
+        count, adapted, expected = 4000, fitted.adapt(tasks.support), _predicted(fitted, tasks)
+        draws, again = (
+            fitted.draw(adapted, tasks.query, count, generator=torch.Generator().manual_seed(1)) for _ in "ab"
+        )
+        assert torch.equal(draws, again), "the same generator must give the same draws, bit for bit"
+        assert draws.shape == (count, tasks.query.partner.numel()), (
+            f"draws have shape {list(draws.shape)}, expected [{count}, {tasks.query.partner.numel()}]"
+        )
+        variance, mean = torch.var_mean(draws.double(), 0)
+        apart = ((mean - expected.mean) / (variance / count).sqrt().clamp(min=self.tolerance)).abs().max()
+        assert apart < 6, f"the mean of {count} draws is {apart:.1f} standard errors from the predicted mean"
+        if expected.variance is not None and expected.noise is not None:
+            unknown = expected.variance - expected.noise
+            ratio = ((variance + self.tolerance) / (unknown + self.tolerance)).log().abs().max().exp()
+            assert ratio < 1.3, (
+                f"the variance of {count} draws is {ratio:.2f} times that of the prediction without its noise, or the "
+                "reverse"
+            )
 
     def test_explanation_adds_up(self, fitted: Algorithm, tasks: Tasks) -> None:
         """`Explainable`: baseline + contributions = mean where additive; else each is the effect of leaving one out."""

@@ -171,6 +171,23 @@ class WrongFactors(RunningMean):
         return 1.01 * super().candidate_factors(side, partners)
 
 
+class DrawsTheNoiseToo(RunningMean):
+    def draw(self, adapted, query, count, *, generator):
+        drawn = super().draw(adapted, query, count, generator=generator)
+        return drawn + self.noise_.sqrt() * torch.randn(drawn.shape, generator=generator)
+
+
+class DrawsFromThePrior(RunningMean):
+    def draw(self, adapted, query, count, *, generator):
+        nothing = Sums(torch.zeros_like(adapted.total), adapted.count)
+        return super().draw(nothing, query, count, generator=generator)
+
+
+class DrawsByAnyGenerator(RunningMean):
+    def draw(self, adapted, query, count, *, generator):
+        return super().draw(adapted, query, count, generator=torch.default_generator)
+
+
 class WrongAbsorb(RunningMean):
     def absorb(self, adapted, rating):
         return replace(super().absorb(adapted, rating), count=adapted.count)

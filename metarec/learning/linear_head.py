@@ -1,0 +1,160 @@
+"""Learners whose head is linear in learnt features: the features, the prior of the heads and the noise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from metarec.data import Side
+from metarec.learning.algorithm import Adapted, Prediction
+from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, distinct
+from metarec.tasks import EntityRows, Query, Ragged
+
+
+@dataclass(frozen=True)
+class AdaptedHead(Adapted, ABC):
+    """What is known of each task's head θ, for standardised ratings.
+
+    Parameters
+    ----------
+    prior : float [T, r]
+        Its mean before the first rating.
+    side : "user" or "item"
+    """
+
+    prior: Tensor
+    side: Side
+
+    @abstractmethod
+    def mean_head(self) -> Tensor:
+        """float [T, r]: the mean of θ."""
+
+    @abstractmethod
+    def unknown(self, features: Tensor, owner: Tensor) -> Tensor:
+        """float [n]: variance of ``θᵀφ``, for features φ (float [n, r]) of tasks `owner` (int64 [n])."""
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """float [count, T, r]: θ drawn anew, independently."""
+
+
+class LinearHead(nn.Module):
+    """What the tasks of one side share: features of their partners, prior of their heads, noise.
+
+    Parameters
+    ----------
+    entity, partner : EntityEmbedding
+        Of the tasks' entities, by their attributes alone, and of the partners.
+    size : int
+        Numbers in an embedding.
+    rank : int
+        Features r, the constant included.
+    """
+
+    def __init__(self, entity: EntityEmbedding, partner: EntityEmbedding, size: int, rank: int) -> None:
+        super().__init__()
+        self.entity, self.partner = entity, partner
+        self.project = nn.Sequential(nn.Linear(size, 2 * size), nn.ReLU(), nn.Linear(2 * size, rank - 1))
+        self.prior = nn.Sequential(nn.Linear(size, 2 * size), nn.ReLU(), nn.Linear(2 * size, rank))
+        self.log_deviation = nn.Parameter(torch.zeros(rank))
+        self.lower = nn.Parameter(torch.zeros(rank, rank))
+        self.log_noise = nn.Linear(size, 1)
+        self.log_noise_of_new = nn.Parameter(torch.tensor(0.0))
+
+    def features(self, partners: EntityRows) -> tuple[Tensor, Tensor]:
+        """φ, float [N, r], and the variance of the noise, float [N], of some partners."""
+        vectors = self.partner(partners)
+        constant = vectors.new_ones(len(partners), 1)
+        new = (partners.rows < 0).to(vectors.dtype)
+        log_noise = self.log_noise(vectors).squeeze(1) + new * self.log_noise_of_new
+        return torch.cat([self.project(vectors), constant], 1), log_noise.exp()
+
+    def prior_mean(self, entities: EntityRows) -> Tensor:
+        """float [T, r]."""
+        mean: Tensor = self.prior(self.entity(entities))
+        return mean
+
+    def prior_factor(self) -> Tensor:
+        """R, float [r, r]: lower triangular with a positive diagonal."""
+        return self.lower.tril(-1) + torch.diag((-self.log_deviation).exp())
+
+    def prior_precision(self) -> Tensor:
+        """float [r, r]: RRᵀ."""
+        factor = self.prior_factor()
+        return factor @ factor.T
+
+
+class LinearHeadLearner(NeuralAlgorithm):
+    """Base of learners whose head is linear in learnt features, with a Gaussian prior.
+
+    A rating of partner p by the task's entity, standardised, is ``θᵀφ(p) + N(0, σ²(p))`` with θ ~ N(m(c), P⁻¹), where φ
+    are learnt features of p (of its attributes, and of its own where it is known), and m is a network of the entity's
+    attributes c.
+
+    A subclass has the options `size` and `rank` beside those of `NeuralAlgorithm`, chooses the loss, and says what
+    becomes of θ given a support.
+    """
+
+    size: int
+    rank: int
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """A linear head for each side, on shared embeddings of the attributes."""
+        user = EntityEmbedding(sizes.users, sizes.user_columns, self.size)
+        item = EntityEmbedding(sizes.items, sizes.item_columns, self.size)
+        heads = {
+            "user": LinearHead(user, item, self.size, self.rank),
+            "item": LinearHead(item, user, self.size, self.rank),
+        }
+        return nn.ModuleDict(heads)
+
+    @torch.no_grad()
+    def predict(self, adapted: Adapted, query: Query) -> Prediction:
+        """Mean and variance of each query partner's rating."""
+        mean, unknown, noise = self.predicted(_head(adapted), query)
+        scale = self.deviation_**2
+        return Prediction(self.rated(mean), scale * (unknown + noise), scale * noise)
+
+    @torch.no_grad()
+    def draw(self, adapted: Adapted, query: Query, count: int, *, generator: torch.Generator) -> Tensor:
+        """float [count, n]: ``φᵀθ`` in units of the rating, by `count` draws of each task's θ."""
+        head = _head(adapted)
+        features, _ = self.features(head.side, query, query.partners)
+        return self.rated((head.draw(count, generator)[:, query.owner] * features).sum(2))
+
+    @torch.no_grad()
+    def query_factors(self, adapted: Adapted) -> Tensor:
+        """float [T, r]: the head's mean, in units of the rating."""
+        factors = self.deviation_ * _head(adapted).mean_head()
+        factors[:, -1] += self.mean_
+        return factors
+
+    @torch.no_grad()
+    def candidate_factors(self, side: Side, partners: EntityRows) -> Tensor:
+        """float [P, r]: the partners' features."""
+        return self.head(side).features(partners)[0]
+
+    def predicted(self, head: AdaptedHead, query: Query) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance of the mean and of the noise, float [n] each, of standardised ratings; differentiable."""
+        features, noise = self.features(head.side, query, query.partners)
+        mean = (head.mean_head().index_select(0, query.owner) * features).sum(1)
+        return mean, head.unknown(features, query.owner), noise
+
+    def head(self, side: Side) -> LinearHead:
+        """What the tasks of a side share."""
+        return cast(LinearHead, cast(nn.ModuleDict, self.network_)[side])
+
+    def features(self, side: Side, lists: Ragged, partners: EntityRows) -> tuple[Tensor, Tensor]:
+        """φ, float [n, r], and the variance of the noise, float [n], of each entry's partner."""
+        named, place = distinct(lists.partner)
+        features, noise = self.head(side).features(partners.select(named))
+        return features.index_select(0, place), noise.index_select(0, place)
+
+
+def _head(adapted: Adapted) -> AdaptedHead:
+    assert isinstance(adapted, AdaptedHead)
+    return adapted
