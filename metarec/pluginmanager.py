@@ -25,7 +25,7 @@ BUILT_INS = "metarec.plugins"
 
 
 class PluginWarning(UserWarning):
-    """An installed plugin was left out."""
+    """An installed plugin was left out, or one that is not there was to be."""
 
 
 class Registry(Mapping[str, Any]):
@@ -202,16 +202,22 @@ def create_plugin_manager(*, installed: bool = True) -> PluginManager:
     out.
     """
     manager = PluginManager()
-    for name in filter(None, os.environ.get("METAREC_DISABLED_PLUGINS", "").split(",")):
-        manager.set_blocked(name.strip())
+    entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP) if installed else ()
+    disabled = filter(None, map(str.strip, os.environ.get("METAREC_DISABLED_PLUGINS", "").split(",")))
+    built_in = {module.__name__.removeprefix(f"{BUILT_INS}."): module for module in _built_ins()}
+    known = {*built_in, *(entry_point.name for entry_point in entry_points)}
+    for name in disabled:
+        manager.set_blocked(name)
+        if installed and name not in known:
+            text = unknown_name("plugin", name, known)
+            warnings.warn(f"METAREC_DISABLED_PLUGINS: {text}", PluginWarning, stacklevel=2)
     if os.environ.get("METAREC_TRACE_PLUGINS", "0") not in ("", "0"):
         manager.trace.root.setwriter(sys.stderr.write)
         manager.enable_tracing()
-    for module in _built_ins():
-        manager.register(module, name=module.__name__.removeprefix(f"{BUILT_INS}."))
-    if installed:
-        for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-            _register_installed(manager, entry_point)
+    for name, module in built_in.items():
+        manager.register(module, name=name)
+    for entry_point in entry_points:
+        _register_installed(manager, entry_point)
     manager.check_pending()
     return manager
 

@@ -267,6 +267,15 @@ def test_disabled_plugins_are_not_even_imported(install, monkeypatch):
     assert "numeric" not in manager.encoders and "categorical" in manager.encoders
 
 
+def test_a_disabled_plugin_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("METAREC_DISABLED_PLUGINS", "encoders.numerik")
+    with pytest.warns(
+        PluginWarning, match="METAREC_DISABLED_PLUGINS: unknown plugin 'encoders.numerik': did you mean"
+    ):
+        manager = create_plugin_manager()
+    assert "numeric" in manager.encoders
+
+
 def test_a_file_is_a_plugin(tmp_path):
     path = plugin_file(tmp_path)
     manager = PluginManager()
