@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -24,6 +24,7 @@ from metarec.learning import (
 )
 from metarec.ops import gaussian_posterior, gaussian_update
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
+from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 
 SIDES: tuple[Side, ...] = ("user", "item")
 MOST_KNOTS = 20
@@ -241,11 +242,39 @@ class Bayesian(Algorithm):
         offsets, entries = support.entries(query.owner)
         asked = torch.repeat_interleave(torch.arange(len(pull), device=pull.device), offsets.diff())
         return Explanation(
-            baseline=model.expected(support.side, prior[query.owner], query),
+            baseline=_expected(model.mean, prior[query.owner], partners, partner),
             offsets=offsets,
             contribution=(pull[asked] * model.push(support)[entries]).sum(1),
             kind="additive",
         )
+
+    @classmethod
+    def oracles(cls) -> Iterator[Check]:
+        """Given its partners, an entity's ratings are a Gaussian process with kernel ``φᵀΣφ``."""
+        model, support = fitted(cls, {"rank": 3, "iterations": 4}).ratings, tasks_of("new-user").support
+        start, covariance = (
+            model.prior["user"].mean(support.entities.features),
+            model.prior["user"].covariance,
+        )
+        means, spreads, densities = [], [], []
+        for task, prior in enumerate(start):
+            entries = support.owner == task
+            feature, target, precision = (part[entries] for part in model.observations(support))
+            kernel = feature @ covariance @ feature.mT + torch.diag(1 / precision)
+            gain = covariance @ feature.mT @ torch.linalg.inv(kernel)
+            means.append(prior + gain @ (target - feature @ prior))
+            spreads.append(covariance - gain @ feature @ covariance)
+            law = torch.distributions.MultivariateNormal(feature @ prior, kernel) if len(target) else None
+            densities.append(law.log_prob(target) if law else target.sum())
+        posterior = model.adapt(support)
+        found = (posterior.mean, torch.cholesky_inverse(posterior.cholesky), model.log_evidence(support))
+        names = (
+            "mean of the Gaussian process",
+            "covariance of the Gaussian process",
+            "evidence is its density",
+        )
+        for name, one, other in zip(names, found, (means, spreads, densities), strict=True):
+            yield Check(name, distance(one, torch.stack(other)), 1e-10)
 
     @property
     def ratings(self) -> RatingModel:
