@@ -56,8 +56,8 @@ class DeviationForVariance(Alpaca):
 
 
 class NoisePerRatingLost(Alpaca):
-    def _features(self, head, lists, partners):
-        features, noise = super()._features(head, lists, partners)
+    def features(self, side, lists, partners):
+        features, noise = super().features(side, lists, partners)
         return features, noise.mean().expand_as(noise)
 
 
