@@ -1,0 +1,246 @@
+"""Ensemble: the predictions of several algorithms, weighted by how newcomers were served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metarec import (
+    Adapted,
+    Algorithm,
+    Dataset,
+    Prediction,
+    Query,
+    Run,
+    Support,
+    Tasks,
+    create_algorithm,
+    hookimpl,
+    split,
+)
+from metarec.data import Side
+from metarec.errors import ConfigError
+from metarec.learning import Explanation, leave_one_out
+from metarec.tasks import SCENARIOS, Cell
+
+SIZES = (0, 1, 2, 4, 8, 16, 32, 64, "all")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What each member made of the supports."""
+
+    members: tuple[Adapted, ...]
+
+    def select(self, tasks: Tensor) -> Self:
+        """Those of these tasks (int64 [M]), in that order."""
+        return type(self)(tuple(part.select(tasks) for part in self.members))
+
+    def to(self, device: torch.device | str | None = None) -> Self:
+        """The same on `device`."""
+        return type(self)(tuple(part.to(device) for part in self.members))
+
+
+@dataclass(frozen=True)
+class AdaptedMembers(Adapted):
+    """Each task's members, and what decides on their weights.
+
+    Parameters
+    ----------
+    parts : Parts
+    count : int64 [T]
+        Ratings in the support.
+    known : bool [T]
+        Whether the task's entity is known.
+    side : "user" or "item"
+    """
+
+    parts: Parts
+    count: Tensor
+    known: Tensor
+    side: Side
+
+
+class Ensemble(Algorithm):
+    """The predictions of several algorithms, weighted by how newcomers were served.
+
+    The mean is ``Σ w_m μ_m`` with weights of at least 0 that sum to 1. A share of the known users and items is taken
+    for newcomers, as protocol `cold-start` does, and the members are fitted to the rest; in each scenario and at each
+    support size the weights are those that have the least squared error there: the minimum of ``wᵀEw``, where E holds
+    the mean products of the members' errors. Between the sizes they are interpolated in log(1 + n). Then the members
+    are fitted again, to everything.
+
+    The variance is that of the mixture, ``Σ w_m (v_m + μ_m²) − (Σ w_m μ_m)²``, where all members have one.
+
+    Parameters
+    ----------
+    algorithms : list of str, default "bayesian", "alpaca" and "maml"
+        Names of two or more algorithms that answer in all scenarios; they have their default options.
+
+    References
+    ----------
+    Bates, Granger 1969. The combination of forecasts. Breiman 1996. Stacked regressions, section 4.
+    """
+
+    name = "ensemble"
+    feedback = ("explicit",)
+
+    def __init__(
+        self,
+        *,
+        algorithms: Annotated[tuple[str, ...], Field(min_length=2)] = ("bayesian", "alpaca", "maml"),
+    ) -> None:
+        self.algorithms = algorithms
+
+    def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
+        """Learn the weights on known entities that are taken for new ones, then the members on all.
+
+        Raises
+        ------
+        ConfigError
+            A member is unknown, named twice, or cannot answer in a scenario.
+        """
+        trial = self._members()
+        cut = split(train, "cold-start", seed=run.seed, support_sizes=SIZES, min_support=1, min_query=1)
+        for member in trial.values():
+            member.fit(cut.train, run=run)
+        self.sizes_, self.weights_ = {}, {}
+        for scenario in {cell.scenario for cell in cut.cells}:
+            cells = [cell for cell in cut.cells if cell.scenario == scenario]
+            sizes = [_log_size(cell.tasks.support.counts).mean() for cell in cells]
+            weights = [simplex_weights(_error_products(trial.values(), cell, run)) for cell in cells]
+            self.sizes_[scenario] = torch.stack(sizes).to(run.device)
+            self.weights_[scenario] = torch.stack(weights).to(run.device)
+        self.members_ = {
+            name: member.fit(train, valid=valid, run=run) for name, member in self._members().items()
+        }
+        return self
+
+    @torch.no_grad()
+    def adapt(self, support: Support) -> AdaptedMembers:
+        """What each member makes of the supports."""
+        parts = Parts(tuple(member.adapt(support) for member in self.members_.values()))
+        return AdaptedMembers(parts, support.counts, support.entities.rows >= 0, support.side)
+
+    @torch.no_grad()
+    def predict(self, adapted: Adapted, query: Query) -> Prediction:
+        """The members' weighted mean, and the variance of their mixture."""
+        assert isinstance(adapted, AdaptedMembers)
+        members = zip(self.members_.values(), adapted.parts.members, strict=True)
+        predictions = [member.predict(part, query) for member, part in members]
+        means = torch.stack([prediction.mean for prediction in predictions], 1)
+        weights = self._weights(adapted, query).to(means.dtype)
+        mean = (weights * means).sum(1)
+        variances = [prediction.variance for prediction in predictions if prediction.variance is not None]
+        if len(variances) < len(predictions):
+            return Prediction(mean)
+        spread = (means - mean.unsqueeze(1)).square()
+        variance = (weights * (torch.stack(variances, 1) + spread)).sum(1)
+        noises = [prediction.noise for prediction in predictions if prediction.noise is not None]
+        noise = (weights * torch.stack(noises, 1)).sum(1) if len(noises) == len(predictions) else None
+        return Prediction(mean, variance, noise)
+
+    def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
+        """The mean less what the members, and their weights, make of the rest of the support."""
+        return leave_one_out(self, adapted, support, query)
+
+    def state(self) -> dict[str, Any]:
+        """What `fit` learnt, each member as a mapping."""
+        learnt = super().state()
+        if "members_" not in learnt:
+            return learnt
+        return {**learnt, "members_": {name: member.state() for name, member in self.members_.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> Self:
+        """Take up what another instance's `state` holds; return self."""
+        members = {name: create_algorithm(name).restore(part) for name, part in state["members_"].items()}
+        return super().restore({**state, "members_": members})
+
+    def _members(self) -> dict[str, Algorithm]:
+        members = {name: create_algorithm(name) for name in self.algorithms}
+        if len(members) < len(self.algorithms):
+            raise ConfigError(f"algorithm 'ensemble': a name stands twice in {', '.join(self.algorithms)}")
+        for name, member in members.items():
+            lacking = [scenario for scenario in SCENARIOS if scenario not in member.scenarios]
+            if lacking:
+                raise ConfigError(
+                    f"algorithm 'ensemble': {name!r} cannot answer in {', '.join(lacking)}, as a member must"
+                )
+        return members
+
+    def _weights(self, adapted: AdaptedMembers, query: Query) -> Tensor:
+        """float64 [n, members]: of each query partner's scenario, at the size of its support."""
+        entity = adapted.known[query.owner]
+        partner = (query.partners.rows >= 0).index_select(0, query.partner)
+        user, item = (entity, partner) if adapted.side == "user" else (partner, entity)
+        size = _log_size(adapted.count)[query.owner]
+        weights = size.new_full((len(size), len(self.algorithms)), 1 / len(self.algorithms))
+        for scenario, here in (
+            ("warm", user & item),
+            ("new-user", ~user & item),
+            ("new-item", user & ~item),
+            ("new-both", ~user & ~item),
+        ):
+            if scenario in self.weights_:
+                found = _interpolated(self.sizes_[scenario], self.weights_[scenario], size)
+                weights = torch.where(here.unsqueeze(1), found, weights)
+        return weights
+
+
+def simplex_weights(products: Tensor) -> Tensor:
+    """The weights w ≥ 0 with Σ w = 1 that minimise ``wᵀEw``, float64 [M], by exact steps between pairs.
+
+    Each step moves weight from the member where the slope is greatest to that where it is least, as far as is best.
+
+    Parameters
+    ----------
+    products : float64 [M, M]
+        E, positive semidefinite.
+    """
+    weights = products.new_full((len(products),), 1 / len(products))
+    for _ in range(10_000):
+        slope = products @ weights
+        to, away = int(slope.argmin()), int(slope.where(weights > 0, -torch.inf).argmax())
+        gap = float(slope[away] - slope[to])
+        if gap <= 1e-12 * float(products.diagonal().max()):
+            break
+        curvature = float(products[to, to] + products[away, away] - 2 * products[to, away])
+        step = min(float(weights[away]), gap / curvature if curvature > 0 else 1.0)
+        weights[to] += step
+        weights[away] -= step
+    return weights
+
+
+@torch.no_grad()
+def _error_products(members: Iterable[Algorithm], cell: Cell, run: Run) -> Tensor:
+    """float64 [M, M]: mean products of the members' errors."""
+    tasks = cell.tasks
+    support, query = tasks.support.to(run.device, run.dtype), tasks.query.to(run.device, run.dtype)
+    rating = tasks.rating.to(run.device, torch.float64)
+    means = [member.predict(member.adapt(support), query).mean for member in members]
+    errors = torch.stack(means, 1).double() - rating.unsqueeze(1)
+    return (errors.mT @ errors / len(errors)).cpu()
+
+
+def _log_size(count: Tensor) -> Tensor:
+    return torch.log1p(count.double())
+
+
+def _interpolated(knots: Tensor, values: Tensor, at: Tensor) -> Tensor:
+    """float64 [n, M]: linear between rising `knots` ([k]) with `values` ([k, M]), constant outside."""
+    right = torch.searchsorted(knots, at).clamp(1, max(len(knots) - 1, 1)).clamp(max=len(knots) - 1)
+    left = (right - 1).clamp(min=0)
+    width = (knots[right] - knots[left]).clamp(min=1e-9)
+    share = ((at - knots[left]) / width).clamp(0, 1).unsqueeze(1)
+    return (1 - share) * values[left] + share * values[right]
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type[Algorithm]], None]) -> None:
+    """Register `Ensemble`."""
+    register(Ensemble)
