@@ -15,7 +15,7 @@ from metarec.errors import ConfigError, PluginError
 from metarec.evaluation.metric import Metric
 from metarec.evaluation.ranking import catalogue_places, seen_places
 from metarec.evaluation.scored import Catalogue, Scored
-from metarec.learning import Adapted, Algorithm, Factorized, Prediction, Run
+from metarec.learning import Adapted, Algorithm, Diagnosed, Factorized, Prediction, Run
 from metarec.tasks import Cell, Query, Ragged, Split, Tasks
 
 _PAIRS_AT_ONCE = 1 << 19  # predicted in one block
@@ -58,6 +58,8 @@ class CellScores:
         Predicting all query pairs; 0 where nothing needed them.
     rank_seconds : float
         Scoring and ranking the full catalogue for all tasks; 0 where it was not asked for.
+    diagnostics : mapping of str to float
+        What a `Diagnosed` algorithm says of its work: means over the tasks.
     """
 
     scenario: str
@@ -68,6 +70,7 @@ class CellScores:
     adapt_seconds: float
     predict_seconds: float
     rank_seconds: float
+    diagnostics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,10 @@ class Evaluation:
     cells: list[CellScores]
 
     def timings(self) -> list[dict[str, object]]:
-        """Per cell, as plain values: its number of tasks, and microseconds per task to adapt, predict and rank."""
+        """Per cell, as plain values: its number of tasks, and microseconds per task to adapt, predict and rank.
+
+        Where the algorithm is `Diagnosed`, what it says of its work as well.
+        """
         return [
             {
                 "scenario": cell.scenario,
@@ -88,6 +94,7 @@ class Evaluation:
                 "adapt_us": _micros(cell.adapt_seconds, cell),
                 "predict_us": _micros(cell.predict_seconds, cell),
                 "rank_us": _micros(cell.rank_seconds, cell),
+                **({"diagnostics": cell.diagnostics} if cell.diagnostics else {}),
             }
             for cell in self.cells
         ]
@@ -171,7 +178,14 @@ class _CellEvaluator:
             adapt_seconds,
             predict_seconds,
             rank_seconds,
+            self._diagnostics(adapted),
         )
+
+    def _diagnostics(self, adapted: Adapted) -> dict[str, float]:
+        if not isinstance(self.algorithm, Diagnosed) or not len(self.tasks):
+            return {}
+        figures = self.algorithm.diagnostics(adapted)
+        return {name: round(float(figure.mean()), 4) for name, figure in figures.items()}
 
     def _query(self, adapted: Adapted) -> tuple[Scored, float]:
         """The query as a list of its own, and the seconds to predict it."""

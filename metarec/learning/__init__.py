@@ -1,6 +1,7 @@
 """Layer 3: what learns across tasks."""
 
 from metarec.learning.abilities import (
+    Diagnosed,
     Explainable,
     Explanation,
     Factorized,
@@ -16,6 +17,7 @@ from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLear
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes
 from metarec.learning.posterior import Posterior, PosteriorLearner
 from metarec.learning.run import Progress, Run, Silent
+from metarec.learning.sampling import Draws, Likelihood, Sample, SamplingLearner
 from metarec.learning.training import Trainer, Training, TrainingWarning
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "AdaptedHeads",
     "Algorithm",
     "ContentPrior",
+    "Diagnosed",
+    "Draws",
     "EntityEmbedding",
     "Explainable",
     "Explanation",
@@ -32,6 +36,7 @@ __all__ = [
     "GradientMetaLearner",
     "Level",
     "LevelAlgorithm",
+    "Likelihood",
     "LinearHead",
     "LinearHeadLearner",
     "NeuralAlgorithm",
@@ -40,6 +45,8 @@ __all__ = [
     "Prediction",
     "Progress",
     "Run",
+    "Sample",
+    "SamplingLearner",
     "Silent",
     "Sizes",
     "Steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -36,6 +37,15 @@ class Generative(Protocol):
         Within a row the ratings of a task belong together, such as by one draw of its parameters; the rows and the
         tasks are independent. `generator` is on the device of `adapted`.
         """
+        ...
+
+
+@runtime_checkable
+class Diagnosed(Protocol):
+    """Says how well it did its work, such as how many draws were of use; a report shows it beside the timings."""
+
+    def diagnostics(self, adapted: Adapted) -> Mapping[str, Tensor]:
+        """Figures by name, float [T] each."""
         ...
 
 

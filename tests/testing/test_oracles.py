@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from metarec.ops import inner_loop
 from metarec.plugins.algorithms.alpaca import Alpaca
 from metarec.plugins.algorithms.anil import ANIL
+from metarec.plugins.algorithms.importance import Importance
 from metarec.plugins.algorithms.maml import MAML
 from metarec.plugins.algorithms.reptile import Reptile
 from metarec.testing import Check, verify
@@ -66,6 +68,17 @@ class AbsorbsTwice(Alpaca):
         return super().absorb(super().absorb(adapted, rating), rating)
 
 
+class CountsItsSupportTwice(Importance):
+    def drawn(self, likelihood, count):
+        return super().drawn(likelihood.plus(likelihood), count)
+
+
+class ForgetsItsWeights(Importance):
+    def drawn(self, likelihood, count):
+        draws = super().drawn(likelihood, count)
+        return replace(draws, log_weight=torch.zeros_like(draws.log_weight).log_softmax(1))
+
+
 WRONG = [
     DropsTheSecondOrder,
     ForgetsTheWeights,
@@ -74,6 +87,8 @@ WRONG = [
     DeviationForVariance,
     NoisePerRatingLost,
     AbsorbsTwice,
+    CountsItsSupportTwice,
+    ForgetsItsWeights,
 ]
 
 

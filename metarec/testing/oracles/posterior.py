@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from metarec.learning import Algorithm, PosteriorLearner, Prediction, Training
+from metarec.learning import Algorithm, LinearHeadLearner, PosteriorLearner, Prediction, Training
 from metarec.tasks import Tasks
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 
@@ -21,7 +21,7 @@ def checks(algorithm: type[Algorithm]) -> Iterator[Check]:
     assert isinstance(learner, PosteriorLearner)
     for scenario in ("new-user", "new-item", "new-both"):
         tasks = tasks_of(scenario)
-        found, expected = learner.predict(learner.adapt(tasks.support), tasks.query), _process(learner, tasks)
+        found, expected = learner.predict(learner.adapt(tasks.support), tasks.query), process(learner, tasks)
         assert found.variance is not None and found.noise is not None
         assert expected.variance is not None and expected.noise is not None
         for name, one, other in (
@@ -37,7 +37,8 @@ def checks(algorithm: type[Algorithm]) -> Iterator[Check]:
 
 
 @torch.no_grad()
-def _process(learner: PosteriorLearner, tasks: Tasks) -> Prediction:
+def process(learner: LinearHeadLearner, tasks: Tasks) -> Prediction:
+    """The prediction of the Gaussian process with the learner's features, prior and noise, task by task."""
     head = learner.head(tasks.support.side)
     features, noise = head.features(tasks.query.partners)
     prior, covariance = head.prior_mean(tasks.support.entities), torch.linalg.inv(head.prior_precision())

@@ -1,0 +1,157 @@
+"""Langevin chains to the posterior of each task's head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metarec import Algorithm, Range, hookimpl
+from metarec.learning import Draws, Likelihood, SamplingLearner, Training
+from metarec.learning.diagnostics import split_r_hat
+from metarec.tasks import Sampling
+
+
+class Langevin(SamplingLearner):
+    """Chains that drift up the log posterior of each task's head and are shaken as much as keeps them there.
+
+        z ← z + ε/2 ∇ log p(z|S) + √ε ξ,   ξ ~ N(0, I)
+
+    The chains of all tasks move together, in units of the prior and of each coordinate's posterior precision; ε is
+    `step` over the greatest eigenvalue of the precision Λ in these units. They start from draws of the prior. The
+    unadjusted chain is that of stochastic gradient Langevin dynamics with the whole support for its batch; it settles
+    in N(mean, (Λ − εΛ²/4)⁻¹), a little too wide. "mala" accepts or rejects each move, and settles in the posterior.
+
+    Parameters
+    ----------
+    size : int, default 32
+        Numbers in an embedding of a user or an item.
+    rank : int, default 16
+        Features, the constant included.
+    draws : int, default 1024
+        Draws of a head: the last states of all chains.
+    chains : int, default 8
+        Chains of a task.
+    warm_up : int, default 100
+        States of each chain that are left out before.
+    kernel : "mala" or "unadjusted", default "mala"
+    step : float, default 1
+        See above; the unadjusted chain needs less than 4.
+    training : Training
+        How the weights are trained.
+    sampling : Sampling
+        How training tasks are drawn.
+
+    References
+    ----------
+    Roberts, Tweedie 1996, Exponential convergence of Langevin distributions and their discrete approximations. Welling,
+    Teh 2011, Bayesian learning via stochastic gradient Langevin dynamics.
+    """
+
+    name = "langevin"
+    feedback = ("explicit",)
+    figures: ClassVar[tuple[str, ...]] = ("untrusted", "r_hat")
+
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Range(1, 4096)] = 32,
+        rank: Annotated[int, Range(2, 256)] = 16,
+        draws: Annotated[int, Range(16, 1_000_000, log=True)] = 1024,
+        chains: Annotated[int, Range(1, 1024)] = 8,
+        warm_up: Annotated[int, Range(0, 100_000)] = 100,
+        kernel: Literal["mala", "unadjusted"] = "mala",
+        step: Annotated[float, Range(1e-4, 3.9, log=True)] = 1.0,
+        training: Training = Training(),
+        sampling: Sampling = Sampling(),
+    ) -> None:
+        self.size = size
+        self.rank = rank
+        self.draws = draws
+        self.chains = chains
+        self.warm_up = warm_up
+        self.kernel = kernel
+        self.step = step
+        self.training = training
+        self.sampling = sampling
+
+    def drawn(self, likelihood: Likelihood, count: Tensor) -> Draws:
+        """The last states of the chains."""
+        precision = likelihood.precision + torch.eye(self.rank).to(likelihood.precision)
+        scale = precision.diagonal(dim1=1, dim2=2).rsqrt()
+        scaled = scale.unsqueeze(2) * precision * scale.unsqueeze(1)
+        rate = self.step / torch.linalg.eigvalsh(scaled)[:, -1]
+        start, moves = self.points[: self.chains], max(4, self.draws // self.chains)
+        states = langevin_chains(
+            scaled,
+            scale * likelihood.shift,
+            rate,
+            start / scale.unsqueeze(1),
+            moves=self.warm_up + moves,
+            adjusted=self.kernel == "mala",
+            generator=torch.Generator(rate.device).manual_seed(self.seed_),
+        )[self.warm_up :]
+        r_hat = split_r_hat(states)
+        points = scale.unsqueeze(1) * states.movedim(0, 1).flatten(1, 2)
+        log_weight = points.new_zeros(points.shape[:2]).log_softmax(1)
+        return Draws(points, log_weight, torch.stack([(r_hat > 1.1).to(r_hat.dtype), r_hat], 1))
+
+
+def langevin_chains(
+    precision: Tensor,
+    shift: Tensor,
+    rate: Tensor,
+    start: Tensor,
+    *,
+    moves: int,
+    adjusted: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """States of Langevin chains to N(Λ⁻¹b, Λ⁻¹) of each task, float [moves, T, c, r].
+
+    All tasks are shaken by the same random numbers, so that none hangs on those beside it.
+
+    Parameters
+    ----------
+    precision : float [T, r, r]
+        Λ.
+    shift : float [T, r]
+        b.
+    rate : float [T]
+        ε.
+    start : float [T, c, r]
+    moves : int
+    adjusted : bool
+        Whether moves are accepted or rejected.
+    generator : Generator
+    """
+    states, state, rate = [], start, rate.view(-1, 1, 1)
+    dtype, device = start.dtype, start.device
+
+    def slope(at: Tensor) -> Tensor:
+        return shift.unsqueeze(1) - at @ precision
+
+    gradient = slope(state)
+    for _ in range(moves):
+        noise = torch.randn(start.shape[1:], dtype=dtype, device=device, generator=generator)
+        moved = state + rate / 2 * gradient + rate.sqrt() * noise
+        ahead = slope(moved)
+        if adjusted:
+            # log p(z') − log p(z) = (z' − z)ᵀ(∇ + ∇')/2, as log p is quadratic; q's exponents are −|·|²/2ε.
+            way = moved - state
+            back = (way + rate / 2 * ahead).square() / (2 * rate)
+            gain = (way * (gradient + ahead) / 2 - back).sum(2) + noise.square().sum(1) / 2
+            lot = torch.rand(start.shape[1], dtype=dtype, device=device, generator=generator)
+            accepted = (lot.log() < gain).unsqueeze(2)
+            moved, ahead = torch.where(accepted, moved, state), torch.where(accepted, ahead, gradient)
+        state, gradient = moved, ahead
+        states.append(state)
+    return torch.stack(states)
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type[Algorithm]], None]) -> None:
+    """Register `Langevin`."""
+    register(Langevin)
