@@ -11,6 +11,7 @@ from metarec.learning.abilities import (
 )
 from metarec.learning.algorithm import Adapted, Algorithm, Prediction
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
+from metarec.learning.factorisation import Descent, Factors, factorise
 from metarec.learning.gradient import AdaptedHeads, GradientMetaLearner, Steps, Towers
 from metarec.learning.level import Level, LevelAlgorithm, residual_variance
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
@@ -26,12 +27,14 @@ __all__ = [
     "AdaptedHeads",
     "Algorithm",
     "ContentPrior",
+    "Descent",
     "Diagnosed",
     "Draws",
     "EntityEmbedding",
     "Explainable",
     "Explanation",
     "Factorized",
+    "Factors",
     "Generative",
     "GradientMetaLearner",
     "Level",
@@ -55,6 +58,7 @@ __all__ = [
     "Training",
     "TrainingWarning",
     "Updatable",
+    "factorise",
     "fit_content_prior",
     "leave_one_out",
     "residual_variance",

@@ -1,0 +1,202 @@
+"""Matrix factorisation with biases, and newcomers folded in by ridge regression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+import torch
+from torch import Tensor
+
+from metarec import Range, hookimpl
+from metarec.data import Dataset, Side, partner_side
+from metarec.learning import Adapted, Algorithm, Descent, Prediction, Run
+from metarec.learning.factorisation import factorise, pattern, standardisation
+from metarec.ops import gaussian_posterior
+from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
+
+SIDES: tuple[Side, ...] = ("user", "item")
+LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class FoldedIn(Adapted):
+    """Bias and factors of each task's entity.
+
+    Parameters
+    ----------
+    mean : float [T, 1 + rank]
+    cholesky : float [T, 1 + rank, 1 + rank]
+        Lower Cholesky factor of their precision.
+    side : "user" or "item"
+    """
+
+    mean: Tensor
+    cholesky: Tensor
+    side: Side
+
+
+class MatrixFactorisation(Algorithm):
+    """``r = μ + b_u + b_i + uᵀv``, fitted by stochastic gradient descent, with newcomers by ridge regression.
+
+    **Fit.** Descent on half the squared errors of the standardised ratings with a penalty, as `factorise` does; each
+    row ends as the ridge regression of its n ratings on the other side's rows, with n λ for the ridge.
+
+    **Adapt.** With the other side's rows fixed and φ = (1, v) of a partner, bias and factors θ of a task's entity are
+    the same ridge regression, with what the known entities are like before the first rating,
+
+        θ̂ = Λ⁻¹ (Σ⁻¹ m + Σ_j φ_j (r_j − b_j)/σ²),   Λ = Σ⁻¹ + Σ_j (φ_j φ_jᵀ + λ I)/σ²,
+
+    where m and Σ are the mean and the covariance of the known entities' θ, by a few steps of EM, and σ² is the error of
+    held-out ratings. The λ of each rating stands for what is not known of its partner. An entity that `fit` knows is
+    folded in like a new one. A rating's variance is σ² + φᵀ Λ⁻¹ φ. A partner that is new has the mean m of its side,
+    and its ratings vary by E[aᵀ Σ a] more, with Σ of its side and a = (1, u) of those it may meet. Attributes are not
+    used.
+
+    Parameters
+    ----------
+    descent : Descent
+        How users and items get their factors.
+    iterations : int, default 5
+        Steps of EM for m and Σ.
+
+    References
+    ----------
+    Koren, Bell, Volinsky 2009. Matrix factorization techniques for recommender systems. Zhou, Wilkinson, Schreiber, Pan
+    2008. Large-scale parallel collaborative filtering for the Netflix prize (the ridge of n λ).
+    """
+
+    name = "mf"
+    feedback = ("explicit",)
+
+    def __init__(
+        self, *, descent: Descent = Descent(), iterations: Annotated[int, Range(1, 1000)] = 5
+    ) -> None:
+        self.descent = descent
+        self.iterations = iterations
+
+    def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
+        """Fit the factors of both sides, then what newcomers are like."""
+        self.mean_, self.deviation_ = standardisation(train)
+        found = factorise(
+            train,
+            self.descent,
+            "dot",
+            run=run,
+            report=lambda epoch, values: run.report(self, epoch, values),
+        )
+        self.known_ = {"user": found.user, "item": found.item}
+        self.noise_ = max(found.error, LEAST_VARIANCE)
+        self.prior_mean_ = {side: self.known_[side].mean(0) for side in SIDES}
+        self.prior_covariance_ = {side: torch.eye(found.user.shape[1]).to(found.user) for side in SIDES}
+        for side in SIDES:
+            self._fit_prior(train, side)
+        self.noise_of_new_ = {side: self._noise_of_new(side) for side in SIDES}
+        return self
+
+    def adapt(self, support: Support) -> FoldedIn:
+        """The ridge regression of each task."""
+        features, residual, noise = self._observations(support)
+        return self._folded_in(support.side, features, residual, noise, support.offsets)
+
+    def predict(self, adapted: Adapted, query: Query) -> Prediction:
+        """Mean and variance of each rating."""
+        found = _folded_in(adapted)
+        partners = self._partners(found.side, query.partners)
+        features = pattern(partners).index_select(0, query.partner)
+        mean = partners[query.partner, 0] + (found.mean[query.owner] * features).sum(1)
+        half = torch.linalg.solve_triangular(found.cholesky[query.owner], features.unsqueeze(2), upper=False)
+        scale = self.deviation_**2
+        unknown = half.square().sum((1, 2)) + self._noise(found.side, query, query.partners)
+        noise = torch.full_like(mean, scale * self.noise_)
+        return Prediction(self.mean_ + self.deviation_ * mean, scale * unknown, noise)
+
+    def query_factors(self, adapted: Adapted) -> Tensor:
+        """float [T, rank + 2]: ``(1, μ + bias, factors)``, in units of the rating."""
+        factors = self.deviation_ * _folded_in(adapted).mean
+        factors[:, 0] += self.mean_
+        return torch.cat([torch.ones_like(factors[:, :1]), factors], 1)
+
+    def candidate_factors(self, side: Side, partners: EntityRows) -> Tensor:
+        """float [P, rank + 2]: ``(bias, 1, factors)``."""
+        vectors = self._partners(side, partners)
+        return torch.cat([self.deviation_ * vectors[:, :1], pattern(vectors)], 1)
+
+    def absorb(self, adapted: Adapted, rating: Support) -> FoldedIn:
+        """One more rating per task, in O(rank³)."""
+        return self._updated(_folded_in(adapted), rating, 1)
+
+    def forget(self, adapted: Adapted, rating: Support) -> FoldedIn:
+        """One rating less per task, in O(rank³)."""
+        return self._updated(_folded_in(adapted), rating, -1)
+
+    def _partners(self, side: Side, partners: EntityRows) -> Tensor:
+        """float [P, 1 + rank]: bias and factors of the partners of tasks on `side`."""
+        other = partner_side(side)
+        known = self.known_[other].index_select(0, partners.rows.clamp(min=0))
+        return torch.where((partners.rows >= 0).unsqueeze(1), known, self.prior_mean_[other])
+
+    def _noise(self, side: Side, lists: Ragged, partners: EntityRows) -> Tensor:
+        """float [n]: variance of each entry's rating, given its task's entity."""
+        new = (partners.rows < 0).to(self.prior_mean_[side].dtype)
+        return (self.noise_ + self.noise_of_new_[side] * new)[lists.partner]
+
+    def _observations(self, support: Support) -> tuple[Tensor, Tensor, Tensor]:
+        """φ of each rating's partner, what the rating says beside the partner's bias, and its variance."""
+        partners = self._partners(support.side, support.partners).index_select(0, support.partner)
+        residual = (support.rating - self.mean_) / self.deviation_ - partners[:, 0]
+        return pattern(partners), residual, self._noise(support.side, support, support.partners)
+
+    def _folded_in(
+        self, side: Side, features: Tensor, residual: Tensor, noise: Tensor, offsets: Tensor
+    ) -> FoldedIn:
+        inverse = torch.linalg.inv(self.prior_covariance_[side])
+        ridge = self.descent.l2 * torch.segment_reduce(1 / noise, "sum", offsets=offsets, axis=0, unsafe=True)
+        precision = inverse + ridge[:, None, None] * torch.eye(len(inverse)).to(inverse)
+        mean = torch.linalg.solve(precision, inverse @ self.prior_mean_[side])
+        posterior = gaussian_posterior(features, residual, 1 / noise, offsets, mean, precision)
+        return FoldedIn(posterior.mean, posterior.cholesky, side)
+
+    def _fit_prior(self, train: Dataset, side: Side) -> None:
+        """The mean and covariance under which the known entities' ratings are likeliest, the other side fixed."""
+        known = self.known_[partner_side(side)]
+        lists = Ragged.grouped(train.rows(side).long(), len(train.entities(side)))
+        partners = known[train.rows(partner_side(side)).long()[lists.partner].to(known.device)]
+        rating = (train.rating[lists.partner].to(known) - self.mean_) / self.deviation_
+        features, residual = pattern(partners), rating - partners[:, 0]
+        noise = torch.full_like(residual, self.noise_)
+        for _ in range(self.iterations):
+            found = self._folded_in(side, features, residual, noise, lists.offsets.to(known.device))
+            mean = found.mean.mean(0)
+            away = found.mean - mean
+            spread = torch.cholesky_inverse(found.cholesky).mean(0) + away.mT @ away / len(away)
+            self.prior_mean_ = {**self.prior_mean_, side: mean}
+            self.prior_covariance_ = {**self.prior_covariance_, side: (spread + spread.mT) / 2}
+
+    def _noise_of_new(self, side: Side) -> float:
+        """How much the ratings of a new partner vary for a new entity of `side`, beside its own bias and factors."""
+        mean = pattern(self.prior_mean_[side][None])[0]
+        moment = torch.outer(mean, mean)
+        moment[1:, 1:] += self.prior_covariance_[side][1:, 1:]
+        return float((self.prior_covariance_[partner_side(side)] * moment).sum())
+
+    def _updated(self, found: FoldedIn, rating: Support, sign: int) -> FoldedIn:
+        features, residual, noise = self._observations(rating)
+        before, weight = found.cholesky @ found.cholesky.mT, sign / noise
+        ridge = self.descent.l2 * torch.eye(features.shape[1]).to(features)
+        after = before + weight[:, None, None] * (features.unsqueeze(2) * features.unsqueeze(1) + ridge)
+        shift = (before @ found.mean.unsqueeze(2)).squeeze(2) + (weight * residual)[:, None] * features
+        cholesky = torch.linalg.cholesky(after)
+        return FoldedIn(torch.cholesky_solve(shift.unsqueeze(2), cholesky).squeeze(2), cholesky, found.side)
+
+
+def _folded_in(adapted: Adapted) -> FoldedIn:
+    assert isinstance(adapted, FoldedIn)
+    return adapted
+
+
+@hookimpl
+def register_algorithms(register: Callable[[type[Algorithm]], None]) -> None:
+    """Register `MatrixFactorisation`."""
+    register(MatrixFactorisation)
