@@ -79,6 +79,20 @@ class Features:
             blocks=blocks,
         )
 
+    @classmethod
+    def stack(cls, parts: Sequence[Features]) -> Features:
+        """The rows of `parts`, which have the same columns, one part below the other."""
+        starts = [0]
+        for part in parts:
+            starts.append(starts[-1] + part.values.numel())
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+        return replace(
+            parts[0],
+            offsets=torch.cat([parts[0].offsets[:1], *offsets]),
+            columns=torch.cat([part.columns for part in parts]),
+            values=torch.cat([part.values for part in parts]),
+        )
+
     def __len__(self) -> int:
         return self.offsets.numel() - 1
 
@@ -98,6 +112,21 @@ class Features:
         )
         entry = torch.repeat_interleave(self.offsets[:-1][index], counts) + within
         return replace(self, offsets=offsets, columns=self.columns[entry], values=self.values[entry])
+
+    def mixed(self, other: Features, share: Tensor) -> Features:
+        """``share ∘ X + (1 − share) ∘ Y``: these rows X and as many others Y, weighted by `share` (float [N])."""
+        if self.width == 0:
+            return self
+        mine = replace(self, values=self.values * share[self.owner])
+        its = replace(other, values=other.values * (1 - share)[other.owner])
+        both = Features.concatenate([mine, its])
+        return replace(self, offsets=both.offsets, columns=both.columns % self.width, values=both.values)
+
+    def without(self, left_out: Tensor) -> Features:
+        """The same where some attributes are missing: bool [N, number of `blocks`] says whose, and which."""
+        stops = torch.tensor([block.stop for block in self.blocks], device=self.columns.device)
+        block = torch.bucketize(self.columns, stops, right=True)
+        return replace(self, values=self.values.masked_fill(left_out[self.owner, block], 0))
 
     def project(self, weight: Tensor) -> Tensor:
         """``X @ weight``: float [N, d] of a weight [width, d]; differentiable in the weight."""

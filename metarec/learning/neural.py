@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,6 +16,12 @@ from metarec.learning.algorithm import Algorithm
 from metarec.learning.run import Run
 from metarec.learning.training import Trainer, Training
 from metarec.tasks import EntityRows, Sampling, Tasks, TaskSampler
+
+INITIALISATIONS: dict[str, Callable[[Tensor], object]] = {
+    "normal": partial(nn.init.normal_, std=0.1),
+    "uniform": partial(nn.init.uniform_, a=-0.1, b=0.1),
+    "xavier": nn.init.xavier_uniform_,
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,10 @@ class NeuralAlgorithm(Algorithm):
         """Train a fresh network; the epochs that its weights come from."""
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)
-            self.network_ = self.build(Sizes(**self.sizes_)).to(run.device, run.dtype)
+            network = self.build(Sizes(**self.sizes_))
+            if self.training.initialisation != "default":
+                initialise(network, INITIALISATIONS[self.training.initialisation])
+            self.network_ = network.to(run.device, run.dtype)
         trainer = Trainer(
             self.network_, self.loss, self.training, run, name=self.name, backward=self.backward
         )
@@ -165,6 +175,18 @@ class EntityEmbedding(nn.Module):
             return vectors
         known = (entities.rows >= 0).to(vectors.dtype).unsqueeze(1)
         return vectors + known * self.own.index_select(0, entities.rows.clamp(min=0))
+
+
+def initialise(network: nn.Module, draw: Callable[[Tensor], object]) -> None:
+    """Draw the tables of embeddings and the matrices of linear layers anew; set the biases of these to 0."""
+    for part in network.modules():
+        if isinstance(part, nn.Linear):
+            draw(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, EntityEmbedding):
+            for table in part.parameters(recurse=False):
+                draw(table)
 
 
 # Rows are taken by `index_select`, here and in what builds on this: the gradient of plain indexing adds in an order

@@ -37,6 +37,10 @@ class Training:
     ----------
     epochs : int, default 30
         Passes over the known entities, at most.
+    initialisation : "default", "normal", "uniform" or "xavier", default "default"
+        What the tables of embeddings and the matrices of linear layers start from: what the algorithm draws;
+        N(0, 0.1²); U(−0.1, 0.1); or U(−b, b) with b² = 6 / (rows + columns). With these three, biases of layers start
+        at 0.
     optimizer : "adam", "adamw" or "sgd", default "adam"
     learning_rate : float, default 0.003
         Its greatest value.
@@ -59,6 +63,7 @@ class Training:
     """
 
     epochs: Annotated[int, Range(1, 100_000)] = 30
+    initialisation: Literal["default", "normal", "uniform", "xavier"] = "default"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Annotated[float, Range(1e-6, 1.0, log=True)] = 0.003
     schedule: Literal["constant", "step", "exponential", "cosine", "plateau"] = "cosine"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metarec.data import Dataset, Features, Side, partner_side
 from metarec.options import Range
+from metarec.tasks.mixing import mix
 from metarec.tasks.task import EntityRows, Query, Ragged, Support, Tasks
 
 
@@ -32,6 +33,10 @@ class Sampling:
         That is how attributes learn to speak for what nobody has rated.
     rating_noise : float, default 0
         Standard deviation of what is added to the support's ratings, in units of the rating.
+    attribute_dropout : float, default 0
+        Probability with which any attribute of an entity, or of a partner, is missing in a batch.
+    mixed : float, default 0
+        Share of the tasks that are moved towards another of their batch (`mix`), by λ ~ Beta(½, ½).
     negatives : int, default 4
         Where feedback is implicit: partners drawn at random, with a rating of 0, for each rating of the query.
     """
@@ -41,6 +46,8 @@ class Sampling:
     max_query: Annotated[int, Range(1, 100_000)] = 100
     new_partners: Annotated[float, Range(0.0, 1.0)] = 0.2
     rating_noise: Annotated[float, Range(0.0, 10.0)] = 0.0
+    attribute_dropout: Annotated[float, Range(0.0, 1.0)] = 0.0
+    mixed: Annotated[float, Range(0.0, 1.0)] = 0.0
     negatives: Annotated[int, Range(0, 1000)] = 4
 
 
@@ -106,7 +113,7 @@ class TaskSampler:
         TaskSampler
             The rest; rows are as they were.
         list of Tasks
-            Without noise in their supports.
+            Neither noisy, nor mixed, nor with attributes left out.
         """
         is_new: dict[Side, Tensor] = {}
         for side in ("user", "item"):
@@ -118,7 +125,7 @@ class TaskSampler:
             entity, partner = is_new[pool.side], is_new[partner_side(pool.side)]
             rest.append(pool.among(~entity, ~partner))
             newcomers += [pool.among(entity, ~partner), pool.among(torch.ones_like(entity), partner).as_new()]
-        plain = replace(self.sampling, new_partners=0.0, rating_noise=0.0)
+        plain = replace(self.sampling, new_partners=0.0, rating_noise=0.0, attribute_dropout=0.0, mixed=0.0)
         batches = list(self._over(newcomers, plain).epoch(generator))
         return self._over(rest, self.sampling), batches
 
@@ -139,20 +146,23 @@ class TaskSampler:
         support, query = place < size, (place >= size) & (place < size + self.sampling.max_query)
         support_new, query_new = self._take_for_new(entities, generator)
         asked, partner, rating = self._with_negatives(pool, owner[query], entry[query], generator)
-        return Tasks(
+        partners = self._incomplete(pool.partners, generator)
+        own = EntityRows(torch.full_like(entities, -1), pool.features.rows(entities))
+        tasks = Tasks(
             support=Support(
                 offsets=_offsets(owner[support], lists),
                 partner=pool.lists.partner[entry[support]] + pool.count * support_new[owner[support]],
                 side=pool.side,
-                entities=EntityRows(torch.full_like(entities, -1), pool.features.rows(entities)),
-                partners=pool.partners,
+                entities=self._incomplete(own, generator),
+                partners=partners,
                 rating=self._noisy(pool.rating[entry[support]], generator),
             ),
-            query=Query(_offsets(asked, lists), partner + pool.count * query_new[asked], pool.partners),
+            query=Query(_offsets(asked, lists), partner + pool.count * query_new[asked], partners),
             rating=rating,
             entity=entities,
             candidates=torch.arange(pool.count, device=entities.device),
         )
+        return self._mixed(tasks, generator)
 
     def _with_negatives(
         self, pool: _Pool, owner: Tensor, entry: Tensor, generator: torch.Generator
@@ -180,6 +190,25 @@ class TaskSampler:
         """bool [b] twice: which tasks take the partners in their support, and in their query, for new ones."""
         drawn = _uniform(entities, generator)
         return drawn < self.sampling.new_partners / 2, drawn < self.sampling.new_partners
+
+    def _incomplete(self, entities: EntityRows, generator: torch.Generator) -> EntityRows:
+        """With some attributes left out."""
+        features = entities.features
+        if self.sampling.attribute_dropout == 0 or not features.blocks:
+            return entities
+        shape = (len(features), len(features.blocks))
+        drawn = torch.rand(shape, generator=generator, device=features.values.device)
+        return replace(entities, features=features.without(drawn < self.sampling.attribute_dropout))
+
+    def _mixed(self, tasks: Tasks, generator: torch.Generator) -> Tasks:
+        """Some moved towards others."""
+        if self.sampling.mixed == 0:
+            return tasks
+        own = torch.arange(len(tasks), device=tasks.entity.device)
+        chosen = _uniform(own, generator) < self.sampling.mixed
+        other = torch.where(chosen, _permutation(own, generator), own)
+        share = (_uniform(own, generator) * (torch.pi / 2)).sin().square()  # Beta(½, ½)
+        return mix(tasks, other, share.to(tasks.rating.dtype))
 
     def _noisy(self, rating: Tensor, generator: torch.Generator) -> Tensor:
         if self.sampling.rating_noise == 0:

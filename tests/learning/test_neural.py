@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,27 @@ def test_stopped_in_either_training_and_resumed_it_ends_the_same(epochs: int, tm
     torch.rand(3)  # whatever else draws in between
     resumed = MAML(**options).fit(train, run=Run(checkpoint=checkpoint))
     assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("how", "deviation", "bound"),
+    [
+        ("normal", lambda rows, columns: 0.1, lambda rows, columns: math.inf),
+        ("uniform", lambda rows, columns: 0.1 / math.sqrt(3), lambda rows, columns: 0.1),
+        (
+            "xavier",
+            lambda rows, columns: math.sqrt(2 / (rows + columns)),
+            lambda rows, columns: math.sqrt(6 / (rows + columns)),
+        ),
+    ],
+)
+def test_weights_start_as_asked(how: str, deviation: Any, bound: Any):
+    training = Training(epochs=1, learning_rate=1e-6, initialisation=how, held_out=0.0)
+    fitted = MAML(size=30, hidden=(64,), training=training).fit(small_world().split.train)
+    tables = [weight for weight in fitted.network_.parameters() if weight.dim() == 2 and weight.numel() > 200]
+    assert len(tables) == 5  # own embeddings, one of the attributes, first layers
+    for table in tables:
+        assert table.std().item() == pytest.approx(deviation(*table.shape), rel=0.1)
+        assert table.abs().max() <= bound(*table.shape) + 1e-4
+    biases = [weight for weight in fitted.network_.parameters() if weight.dim() == 1]
+    assert biases and all(bias.abs().max() < 1e-4 for bias in biases)

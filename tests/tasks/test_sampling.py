@@ -178,3 +178,44 @@ def test_a_seed_gives_the_same_tasks():
     for one, same in zip(first, again, strict=True):
         assert torch.equal(one.entity, same.entity) and torch.equal(one.rating, same.rating)
     assert not torch.equal(torch.cat([t.rating for t in first]), torch.cat([t.rating for t in other]))
+
+
+def test_attributes_are_left_out_whole_and_as_often_as_asked():
+    (plain,), (some,) = (
+        epoch(sampler(sides=("user",), tasks=48, **options)) for options in ({}, {"attribute_dropout": 0.3})
+    )
+    shares = []
+    for one, other in ((t(plain), t(some)) for t in (_entities, _partners)):
+        blocks = one.blocks
+        assert blocks
+        for block in blocks:
+            before, after = (f.dense()[:, block.start : block.stop] for f in (one, other))
+            left_out = (after == 0).all(1)
+            assert torch.equal(after[~left_out], before[~left_out])
+            shares.append(float(left_out.double().mean()))
+    assert sum(shares) / len(shares) == pytest.approx(0.3, abs=0.1)
+
+
+def _entities(tasks: Tasks):
+    return tasks.support.entities.features
+
+
+def _partners(tasks: Tasks):
+    assert tasks.support.partners is tasks.query.partners
+    return tasks.query.partners.features
+
+
+def test_newcomers_are_held_out_as_they_are():
+    """Nothing is added to, mixed into or left out of what validation is done on."""
+    held_out = [
+        sampler(**options).hold_out(0.3, torch.Generator().manual_seed(1))[1]
+        for options in (
+            {},
+            {"rating_noise": 1.0, "attribute_dropout": 0.5, "mixed": 1.0, "new_partners": 1.0},
+        )
+    ]
+    for one, other in zip(*held_out, strict=True):
+        assert torch.equal(one.rating, other.rating)
+        assert torch.equal(one.support.rating, other.support.rating)
+        assert torch.equal(one.query.partners.features.values, other.query.partners.features.values)
+        assert torch.equal(one.query.partner, other.query.partner)
