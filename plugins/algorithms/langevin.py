@@ -17,12 +17,12 @@ from metarec.tasks import Sampling
 class Langevin(SamplingLearner):
     """Chains that drift up the log posterior of each task's head and are shaken as much as keeps them there.
 
-        z ← z + ε/2 ∇ log p(z|S) + √ε ξ,   ξ ~ N(0, I)
+        z ← z + ε/2 Λ⁻¹ ∇ log p(z|S) + √ε ξ,   ξ ~ N(0, Λ⁻¹)
 
-    The chains of all tasks move together, in units of the prior and of each coordinate's posterior precision; ε is
-    `step` over the greatest eigenvalue of the precision Λ in these units. They start from draws of the prior. The
-    unadjusted chain is that of stochastic gradient Langevin dynamics with the whole support for its batch; it settles
-    in N(mean, (Λ − εΛ²/4)⁻¹), a little too wide. "mala" accepts or rejects each move, and settles in the posterior.
+    Λ, the curvature of the log posterior, is the metric: without it the directions that the support says nothing of
+    take as many more moves as the others are narrower. The chains of all tasks move together, from draws of the prior.
+    The unadjusted chain is that of stochastic gradient Langevin dynamics with the whole support for its batch; it
+    settles in N(mean, Λ⁻¹/(1 − ε/4)), too wide. "mala" accepts or rejects each move, and settles in the posterior.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Langevin(SamplingLearner):
         States of each chain that are left out before.
     kernel : "mala" or "unadjusted", default "mala"
     step : float, default 1
-        See above; the unadjusted chain needs less than 4.
+        ε; the unadjusted chain runs away from 4 on.
     training : Training
         How the weights are trained.
     sampling : Sampling
@@ -47,7 +47,8 @@ class Langevin(SamplingLearner):
     References
     ----------
     Roberts, Tweedie 1996, Exponential convergence of Langevin distributions and their discrete approximations. Welling,
-    Teh 2011, Bayesian learning via stochastic gradient Langevin dynamics.
+    Teh 2011, Bayesian learning via stochastic gradient Langevin dynamics. Girolami, Calderhead 2011, Riemann manifold
+    Langevin and Hamiltonian Monte Carlo methods, section 5.
     """
 
     name = "langevin"
@@ -79,22 +80,23 @@ class Langevin(SamplingLearner):
 
     def drawn(self, likelihood: Likelihood, count: Tensor) -> Draws:
         """The last states of the chains."""
-        precision = likelihood.precision + torch.eye(self.rank).to(likelihood.precision)
-        scale = precision.diagonal(dim1=1, dim2=2).rsqrt()
-        scaled = scale.unsqueeze(2) * precision * scale.unsqueeze(1)
-        rate = self.step / torch.linalg.eigvalsh(scaled)[:, -1]
-        start, moves = self.points[: self.chains], max(4, self.draws // self.chains)
+        metric = torch.eye(self.rank).to(likelihood.precision)
+        factor = torch.linalg.cholesky(likelihood.precision + metric)
+        shift = torch.linalg.solve_triangular(factor, likelihood.shift.unsqueeze(2), upper=False).squeeze(2)
+        moves = max(4, self.draws // self.chains)
         states = langevin_chains(
-            scaled,
-            scale * likelihood.shift,
-            rate,
-            start / scale.unsqueeze(1),
+            metric.expand_as(factor),
+            shift,
+            shift.new_full((len(shift),), self.step),
+            self.points[: self.chains] @ factor,
             moves=self.warm_up + moves,
             adjusted=self.kernel == "mala",
-            generator=torch.Generator(rate.device).manual_seed(self.seed_),
+            generator=torch.Generator(shift.device).manual_seed(self.seed_),
         )[self.warm_up :]
         r_hat = split_r_hat(states)
-        points = scale.unsqueeze(1) * states.movedim(0, 1).flatten(1, 2)
+        # Λ = LLᵀ, and the chains are of Lᵀz.
+        away = states.movedim(0, 1).flatten(1, 2)
+        points = torch.linalg.solve_triangular(factor, away, upper=False, left=False)
         log_weight = points.new_zeros(points.shape[:2]).log_softmax(1)
         return Draws(points, log_weight, torch.stack([(r_hat > 1.1).to(r_hat.dtype), r_hat], 1))
 

@@ -39,7 +39,7 @@ def test_the_chain_settles_where_theory_says(adjusted: bool):
 
 
 def test_the_unadjusted_kernel_is_too_wide_by_as_much():
-    """In one dimension the greatest eigenvalue is the precision: variance ``1/Λ(1 − step/4)``."""
+    """In the metric Λ: variance ``1/Λ(1 − step/4)``."""
     made = Langevin(size=4, rank=2, draws=40_000, chains=1000, kernel="unadjusted", step=1.5)
     made.seed_, made.network_ = 0, torch.nn.Module()
     made.network_.points = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).double()
