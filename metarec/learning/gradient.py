@@ -168,8 +168,9 @@ class GradientMetaLearner(NeuralAlgorithm):
         Which layers of the head take steps, default all.
     identity : bool
         Whether known entities have embeddings beside those of their attributes, default True.
-    trains_by : "query" or "displacement"
-        What moves the starting point: the gradient of the query's loss, or where the steps lead.
+    trains_by : "query", "displacement" or "optimum"
+        What moves the starting point: the gradient of the query's loss through the steps, where the steps lead, or that
+        gradient through the optimum that the steps approach.
 
     Parameters
     ----------
@@ -196,7 +197,7 @@ class GradientMetaLearner(NeuralAlgorithm):
     order: ClassVar[Literal[1, 2]] = 2
     adapt_layers: ClassVar[Literal["all", "last"]] = "all"
     identity: ClassVar[bool] = True
-    trains_by: ClassVar[Literal["query", "displacement"]] = "query"
+    trains_by: ClassVar[Literal["query", "displacement", "optimum"]] = "query"
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import torch
 from metarec.ops import inner_loop
 from metarec.plugins.algorithms.alpaca import Alpaca
 from metarec.plugins.algorithms.anil import ANIL
+from metarec.plugins.algorithms.imaml import IMAML
 from metarec.plugins.algorithms.importance import Importance
 from metarec.plugins.algorithms.maml import MAML
 from metarec.plugins.algorithms.reptile import Reptile
@@ -51,6 +52,12 @@ class WalksAway(Reptile):
         return {part: -way for part, way in super()._way(side, ends).items()}
 
 
+class SolvesTooLittle(IMAML):
+    def backward(self, tasks):
+        self.cg_steps = 1
+        return super().backward(tasks)
+
+
 class DeviationForVariance(Alpaca):
     def predicted(self, posterior, query):
         mean, unknown, noise = super().predicted(posterior, query)
@@ -84,6 +91,7 @@ WRONG = [
     ForgetsTheWeights,
     AdaptsEverything,
     WalksAway,
+    SolvesTooLittle,
     DeviationForVariance,
     NoisePerRatingLost,
     AbsorbsTwice,

@@ -43,10 +43,12 @@ def checks(algorithm: type[Algorithm]) -> Iterator[Check]:
                 1e-10,
             )
     line = Line(algorithm, tasks_of("new-user"))
-    if algorithm.adapt_layers == "all" and not line.has_factors:
+    if algorithm.adapt_layers == "all" and line.steps_are_plain:
         yield from _least_squares(line)
     if algorithm.trains_by == "displacement":
         yield _embeddings_follow_the_loss_at_the_end(algorithm)
+    if algorithm.trains_by == "optimum":
+        yield from _optimum(algorithm)
 
 
 def _least_squares(line: Line) -> Iterator[Check]:
@@ -63,6 +65,30 @@ def _least_squares(line: Line) -> Iterator[Check]:
     elif line.learner.trains_by == "query":
         expected = line.meta_gradient(line.learner.order)
         yield Check("meta-gradient on least squares in closed form", distance(found, expected), 1e-12)
+        yield Check(
+            "steps on least squares end at the mode under the prior precision h r / (1 − r), r = (1 − αh)^K",
+            max(distance(line.mode(task), line.end(task)) for task in range(len(line.tasks))),
+            1e-11,
+        )
+
+
+def _optimum(algorithm: type[GradientMetaLearner]) -> Iterator[Check]:
+    """Steps enough to arrive, and a solver exact enough, for the gradient to be that of the minimum itself."""
+    # The pull is strong enough that no task's minimum lies on the kink of a ReLU, where there is no derivative.
+    exact = {"inner_steps": 300, "inner_rate": 0.01, "pull": 30.0, "cg_steps": 60}
+    line = Line(algorithm, tasks_of("new-user"), **exact)
+    expected = line.loss_at_minimum()
+    yield Check(
+        "gradient by autograd through the exact minimum, on least squares",
+        _gradient_distance(line.learner, line.tasks, expected),
+        1e-11,
+    )
+    for kind in ("ratings", "uncertain", "implicit"):
+        implicit = kind == "implicit"
+        learner = moved(algorithm, implicit=implicit, uncertainty=kind == "uncertain", **exact)
+        tasks = tasks_of("new-user", implicit=implicit)
+        error = _gradient_distance(learner, tasks, learner.loss(tasks))
+        yield Check(f"gradient through steps that have arrived ({kind})", error, 1e-8)
 
 
 def moved(
@@ -118,6 +144,9 @@ def _steps(
     for _ in range(learner.inner_steps):
         share = len(target) / (len(target) + learner.prior_ratings)
         loss = share * _support_loss(learner, _forward(now, inputs), target)
+        pull = learner.steps(side).pull / 2
+        away = [(part - start).square().sum() for part, start in zip(now, head, strict=True)]
+        loss = loss + pull * torch.stack(away).sum()
         gradients = torch.autograd.grad(loss, now[frozen:], create_graph=learner.order == 2)
         steps = [
             learner.inner_rate * factor * gradient
@@ -191,13 +220,14 @@ def _all_ratings_twice(tasks: Tasks) -> Tasks:
 class Line:
     """A learner whose head is linear, so that its support loss is ``½(φ−w)ᵀH(φ−w)`` plus a constant."""
 
-    def __init__(self, algorithm: type[GradientMetaLearner], tasks: Tasks) -> None:
-        self.learner = moved(algorithm, hidden=())
+    def __init__(self, algorithm: type[GradientMetaLearner], tasks: Tasks, **options: Any) -> None:
+        self.learner = moved(algorithm, hidden=(), **options)
         self.tasks = tasks
         side = tasks.support.side
         self.parts = list(self.learner.towers.layers(side)[0])
         self.start = torch.cat([part.detach().flatten() for part in self.parts])
-        self.has_factors = self.learner.steps(side).parameter_rates is not None
+        steps = self.learner.steps(side)
+        self.steps_are_plain = steps.parameter_rates is None and steps.pull == 0
 
     def gradient(self) -> Tensor:
         """What `backward` adds to the head's gradient."""
@@ -205,21 +235,53 @@ class Line:
         self.learner.backward(self.tasks)
         return torch.cat([part.grad.flatten() for part in self.parts if part.grad is not None])
 
+    @torch.no_grad()
     def end_distance(self) -> float:
         """Of the predictions from those of heads in closed form."""
-        expected = torch.cat([self._asked(task)[0] @ self._end(task) for task in range(len(self.tasks))])
+        expected = torch.cat([self._asked(task)[0] @ self.end(task) for task in range(len(self.tasks))])
         learner, tasks = self.learner, self.tasks
         found = learner.predict(learner.adapt(tasks.support), tasks.query).mean
         return distance(found, learner.rated(expected))
 
+    @torch.no_grad()
     def meta_gradient(self, order: int) -> Tensor:
         """Sum of ``((I−αH)^K)ᵀ∇L_Q(φ_K)`` over the tasks, or of ``∇L_Q(φ_K)`` where the order is 1."""
         total = torch.zeros_like(self.start)
         for task in range(len(self.tasks)):
             inputs, target = self._asked(task)
-            gradient = 2 * inputs.T @ (inputs @ self._end(task) - target) / len(self.tasks.rating)
+            gradient = 2 * inputs.T @ (inputs @ self.end(task) - target) / len(self.tasks.rating)
             total += self._shrinkage(self._seen(task)[0]).T @ gradient if order == 2 else gradient
         return total
+
+    @torch.no_grad()
+    def mode(self, task: int) -> Tensor:
+        """The mode of a task's head under a Gaussian prior at the start that is as strong as the steps are few.
+
+        It is diagonal in the eigenbasis of the curvature H: for each eigenvalue h and ``r = (1 − αh)^K`` its precision
+        is ``h r / (1 − r)``, or ``1 / (αK)`` where h is 0.
+        """
+        inputs, target = self._seen(task)
+        rate, count = self.learner.inner_rate, self.learner.inner_steps
+        values, basis = torch.linalg.eigh(self._curvature(inputs))
+        values = torch.where(values > 1e-12, values, 0.0)
+        left = (1 - rate * values).pow(count)
+        precision = torch.where(values > 0, values * left / (1 - left), 1 / (rate * count))
+        prior = basis @ torch.diag(precision) @ basis.T
+        slope = inputs.T @ target / (len(inputs) + self.learner.prior_ratings)
+        mode: Tensor = torch.linalg.solve(self._curvature(inputs) + prior, slope + prior @ self.start)
+        return mode
+
+    def loss_at_minimum(self) -> Tensor:
+        """Mean squared error of the query at ``argmin L_S(φ) + λ/2 ‖φ − θ‖²``, differentiable in all weights."""
+        side, outputs = self.tasks.support.side, []
+        pull = self.learner.steps(side).pull
+        start = torch.cat([part.flatten() for part in self.parts])
+        for task in range(len(self.tasks)):
+            inputs, target = self._seen(task)
+            matrix = self._curvature(inputs) + pull * torch.eye(len(start), dtype=start.dtype)
+            slope = inputs.T @ target / (len(inputs) + self.learner.prior_ratings)
+            outputs.append(self._asked(task)[0] @ torch.linalg.solve(matrix, slope + pull * start))
+        return F.mse_loss(torch.cat(outputs), self.learner.standardised(self.tasks.rating))
 
     def way(self) -> Tensor:
         """Mean of ``(I−(I−αH)^K)(θ−w)`` over the tasks."""
@@ -233,6 +295,7 @@ class Line:
         for part, values in zip(self.parts, fixed.split([len(fixed) - 1, 1]), strict=True):
             part.data = values.view_as(part)
 
+    @torch.no_grad()
     def _mean_way(self) -> tuple[Tensor, Tensor]:
         """M and v of the mean way Mθ − v."""
         ways, pulls = [], []
@@ -255,19 +318,24 @@ class Line:
     def _rows(self, lists: Ragged, partners: EntityRows, rating: Tensor, task: int) -> tuple[Tensor, Tensor]:
         side, towers = self.tasks.support.side, self.learner.towers
         entity = towers.entities(side, self.tasks.support.entities)
-        inputs = towers.inputs(side, entity, lists, partners).detach()[lists.owner == task]
+        inputs = towers.inputs(side, entity, lists, partners)[lists.owner == task]
         one = inputs.new_ones(len(inputs), 1)
         return torch.cat([inputs, one], 1), self.learner.standardised(rating[lists.owner == task])
+
+    def _curvature(self, inputs: Tensor) -> Tensor:
+        """H."""
+        return inputs.T @ inputs / (len(inputs) + self.learner.prior_ratings)
 
     def _shrinkage(self, inputs: Tensor) -> Tensor:
         """(I − αH)^K."""
         identity = torch.eye(inputs.size(1), dtype=torch.float64)
-        curvature = inputs.T @ inputs / (len(inputs) + self.learner.prior_ratings)
-        step = identity - self.learner.inner_rate * curvature
+        step = identity - self.learner.inner_rate * self._curvature(inputs)
         power: Tensor = torch.linalg.matrix_power(step, self.learner.inner_steps)
         return power
 
-    def _end(self, task: int) -> Tensor:
+    @torch.no_grad()
+    def end(self, task: int) -> Tensor:
+        """``w + (I−αH)^K (θ − w)``, where a task's steps end."""
         inputs, target = self._seen(task)
         solution = _least_squares_solution(inputs, target) if len(target) else self.start
         return solution + self._shrinkage(inputs) @ (self.start - solution)
