@@ -1,4 +1,4 @@
-"""``python -m benchmarks.quality [--json FILE] [--data DIR]``: does the default algorithm beat the floors?"""
+"""``python -m benchmarks.quality [--json FILE] [--data DIR]``: do the default and all other algorithms beat floors?"""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from rich.text import Text
 from metarec.config import RunConfig
 from metarec.evaluation import Row, deciding, mean_over_seeds, tallies
 from metarec.experiment import DEFAULT_ALGORITHM
+from metarec.pluginmanager import plugin_manager
 
 MOST_SECONDS = 120.0
 MOST_FIT_SECONDS = 30.0
 SEEDS = (0, 1, 2)
 DECIDING = ("rmse", "crps", "nll", "ndcg_linear@5")
 COVERAGE = "interval_coverage@90"
+COLD = ("new-user", "new-item", "new-both")
+BEST_MAE = {"new-user": 0.69, "new-item": 0.88, "new-both": 0.86}
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,14 @@ def main(
             help="MovieLens 1M with MetaHIN's splits; default: ml-1m in METAREC_TEST_DATA, where set."
         ),
     ] = None,
+    algorithms: Annotated[
+        str | None, typer.Option(help="Of the catalogue only these, separated by commas.")
+    ] = None,
 ) -> None:
-    """Run the default algorithm and all floors, on the embedded data and on MovieLens 1M where it is at hand."""
+    """Run the default algorithm and all floors on the embedded data, and all algorithms on MovieLens 1M if it is there.
+
+    The file is written anew after each algorithm.
+    """
     console = Console(highlight=False)
     results = {"embedded": embedded(RunConfig())}
     show_embedded(results["embedded"], console)
@@ -61,6 +70,17 @@ def main(
     else:
         results["movielens"] = movielens(metahin(folder))
         show_movielens(results["movielens"], console)
+        results["catalogue"] = []
+        names = algorithms.split(",") if algorithms else learners()
+        for config in (melu(folder), metahin(folder)):
+            for name in names:
+                results["catalogue"].append(entry(config, name))
+                _write(results, json_file)
+            show_catalogue(results["catalogue"], config.protocol.name, console)
+    _write(results, json_file)
+
+
+def _write(results: dict[str, Any], json_file: Path | None) -> None:
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -68,6 +88,20 @@ def main(
 def _movielens_at_hand() -> Path | None:
     folder = Path(os.environ.get("METAREC_TEST_DATA", "")) / "ml-1m"
     return folder if "METAREC_TEST_DATA" in os.environ and folder.is_dir() else None
+
+
+def learners() -> list[str]:
+    """Every algorithm that fits ratings and is no floor."""
+    return [
+        name
+        for name, kind in plugin_manager().algorithms.items()
+        if "explicit" in kind.feedback and not kind.is_floor
+    ]
+
+
+def melu(folder: Path, *, seeds: Sequence[int] = SEEDS) -> RunConfig:
+    """MovieLens 1M by MeLU's protocol, one split per seed."""
+    return metahin(folder, seeds=seeds, protocol={"name": "melu"})
 
 
 def metahin(folder: Path, *, seeds: Sequence[int] = SEEDS, **values: Any) -> RunConfig:
@@ -137,6 +171,28 @@ def movielens(config: RunConfig, *arguments: str, algorithm: str = DEFAULT_ALGOR
     }
 
 
+def entry(config: RunConfig, algorithm: str, *arguments: str) -> dict[str, Any]:
+    """An algorithm beside all floors: error by scenario, gain over the best floor, means over the seeds; seconds."""
+    floors = [name for name, kind in plugin_manager().algorithms.items() if kind.is_floor]
+    chosen = RunConfig.of(
+        {**config.model_dump(mode="json", exclude_none=True), "algorithms": [*floors, algorithm]}
+    )
+    _, report = run(chosen, *arguments)
+    fits = [its["fit_seconds"] for its in report["timings"][algorithm]]
+    kept = ("scenario", "metric", "value", "low", "high", "best_floor", "gain", "gain_low", "gain_high")
+    return {
+        "protocol": config.protocol.name,
+        "algorithm": algorithm,
+        "seeds": list(config.seeds),
+        "fit_seconds": sum(fits) / len(fits),
+        "rows": [
+            {name: row[name] for name in kept}
+            for row in mean_over_seeds(report["rows"])
+            if row["algorithm"] == algorithm and row["metric"] in ("mae", *DECIDING)
+        ],
+    }
+
+
 def _movielens_targets(rows: Sequence[Row], fit_seconds: float) -> list[Target]:
     found = {(row["scenario"], row["metric"]): row for row in rows}
     mae = found["new-user", "mae"]["value"]
@@ -187,6 +243,49 @@ def show_movielens(result: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     _show_targets(result["targets"], console)
+
+
+def show_catalogue(entries: Sequence[dict[str, Any]], protocol: str, console: Console) -> None:
+    """Print the errors by algorithm, and what was meant to be reached."""
+    entries = [one for one in entries if one["protocol"] == protocol]
+    console.print(f"[bold]MovieLens 1M, {protocol}[/]: MAE, and RMSE with its gain over the best floor")
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for heading in ("algorithm", "scenario", "mae", "rmse", "gain over best floor", "fit, s"):
+        table.add_column(heading, justify="right" if heading in ("mae", "rmse", "fit, s") else "left")
+    for one in entries:
+        found = {(row["scenario"], row["metric"]): row for row in one["rows"]}
+        for scenario in dict.fromkeys(row["scenario"] for row in one["rows"]):
+            mae, rmse = found[scenario, "mae"]["value"], found[scenario, "rmse"]
+            table.add_row(
+                one["algorithm"],
+                scenario,
+                f"{mae:.3f}",
+                f"{rmse['value']:.3f}",
+                f"{_gain(rmse)}  {rmse['best_floor'] or ''}",
+                f"{one['fit_seconds']:.0f}",
+            )
+    console.print(table)
+    _show_targets([asdict(target) for target in catalogue_targets(entries, protocol)], console)
+
+
+def catalogue_targets(entries: Sequence[dict[str, Any]], protocol: str) -> list[Target]:
+    """What the algorithms of a protocol were meant to reach."""
+    rows = [(one["algorithm"], row) for one in entries for row in one["rows"]]
+    targets = [
+        Target(f"{name}, {row['scenario']}: rmse less than every floor's, by", row["gain"], row["gain"] > 0)
+        for name, row in rows
+        if row["metric"] == "rmse" and row["gain"] is not None
+    ]
+    mae = [(name, row["scenario"], row["value"]) for name, row in rows if row["metric"] == "mae"]
+    if protocol == "melu":
+        reached = [value for name, scenario, value in mae if (name, scenario) == ("melu", "new-user")]
+        targets += [Target("melu, new-user: mae at most 0.740", value, value <= 0.74) for value in reached]
+    else:
+        for scenario in COLD:
+            best = min((value for _, its, value in mae if its == scenario), default=float("nan"))
+            most = BEST_MAE[scenario]
+            targets.append(Target(f"{scenario}: least mae below {most:.3f}", best, best < most))
+    return targets
 
 
 def _gain(row: Row) -> str:

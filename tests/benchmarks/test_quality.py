@@ -120,3 +120,36 @@ def test_a_target_that_is_missed_is_named(quality, make_row, change, missed) -> 
 def test_a_run_that_fails_says_why(quality) -> None:
     with pytest.raises(SystemExit, match="error: unknown algorithm 'nope'"):
         quality.run(RunConfig.of({"algorithms": ["nope"]}))
+
+
+def test_the_catalogue_is_beside_the_floors(quality, tmp_path) -> None:
+    write_movielens(tmp_path)
+    entry = quality.entry(quality.metahin(tmp_path, seeds=[1]), "shrunk-mean", *PLUGIN)
+    assert json.loads(json.dumps(entry)) == entry
+    assert (entry["protocol"], entry["algorithm"], entry["seeds"]) == ("metahin", "shrunk-mean", [1])
+    (rmse,) = (r for r in entry["rows"] if (r["scenario"], r["metric"]) == ("new-both", "rmse"))
+    assert rmse["gain_low"] <= rmse["gain"] <= rmse["gain_high"]
+    text = shown(lambda result, console: quality.show_catalogue([result], "metahin", console), entry)
+    assert "shrunk-mean" in text and "new-user: least mae below 0.690" in text
+    assert {"bayesian", "maml"} <= set(quality.learners())
+    assert "bias" not in quality.learners()
+
+
+def test_targets_of_the_catalogue(quality) -> None:
+    def entry(name: str, mae: float, gain: float) -> dict[str, Any]:
+        rows = [
+            {"scenario": scenario, "metric": metric, "value": mae, "gain": gain}
+            for scenario in quality.COLD
+            for metric in ("mae", "rmse")
+        ]
+        return {"algorithm": name, "rows": rows}
+
+    def missed(entries: list[dict[str, Any]], protocol: str) -> list[str]:
+        return [target.what for target in quality.catalogue_targets(entries, protocol) if not target.met]
+
+    good, poor = entry("melu", 0.68, 0.01), entry("reptile", 0.87, -0.01)
+    below = [f"reptile, {scenario}: rmse less than every floor's, by" for scenario in quality.COLD]
+    assert missed([good, poor], "metahin") == missed([good, poor], "melu") == below
+    worst = [entry("melu", 0.87, 0.01)]
+    assert missed(worst, "melu") == ["melu, new-user: mae at most 0.740"]
+    assert missed(worst, "metahin") == ["new-user: least mae below 0.690", "new-both: least mae below 0.860"]

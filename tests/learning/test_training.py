@@ -76,6 +76,38 @@ def test_it_is_gradient_descent():
     assert torch.allclose(module.level, level, rtol=1e-9)
 
 
+class Near(nn.Module):
+    """Weights whose loss is half the squared distance from `goal`."""
+
+    def __init__(self, goal: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros_like(goal))
+        self.goal = goal
+
+    def loss(self, tasks: Tasks) -> Tensor:
+        return (self.weight - self.goal).square().sum() / 2
+
+    def backward(self, tasks: Tasks) -> Tensor:
+        loss = self.loss(tasks)
+        loss.backward()
+        return loss
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("l1", "l2"), [(0.3, 0.0), (0.0, 0.5), (0.3, 0.5)])
+def test_penalties_end_at_the_soft_threshold_and_at_ridge(optimizer: str, l1: float, l2: float):
+    """The minimum of ``½ (w − a)² + l1 |w| + ½ l2 w²`` is ``sign(a) max(|a| − l1, 0) / (1 + l2)``."""
+    goal = torch.tensor([2.0, 0.5, 0.1, -0.2, -1.5], dtype=torch.float64)
+    module = Near(goal)
+    training = replace(
+        PLAIN, epochs=40, optimizer=optimizer, learning_rate=0.1, schedule="cosine", l1=l1, l2=l2
+    )
+    trainer = Trainer(module, module.loss, training, Run(), name="near", backward=module.backward)
+    trainer.train(sampler(), [], lambda epoch, values: None)
+    expected = goal.sign() * (goal.abs() - l1).clamp(min=0) / (1 + l2)
+    assert (module.weight - expected).abs().max() < 1e-3
+
+
 def test_gradients_are_clipped():
     module = Level()
     train(module, replace(PLAIN, epochs=1, clip=0.1))
