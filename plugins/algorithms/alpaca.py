@@ -26,7 +26,7 @@ class Alpaca(PosteriorLearner):
     rank : int, default 16
         Features, the constant included.
     training : Training
-        How the weights are trained.
+        How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
     sampling : Sampling
         How training tasks are drawn.
 
@@ -43,7 +43,7 @@ class Alpaca(PosteriorLearner):
         *,
         size: Annotated[int, Range(1, 4096)] = 32,
         rank: Annotated[int, Range(2, 256)] = 16,
-        training: Training = Training(),
+        training: Training = Training(epochs=10, l2=1e-3),
         sampling: Sampling = Sampling(),
     ) -> None:
         self.size = size

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from metarec import Algorithm, hookimpl
+from metarec import Algorithm, Range, hookimpl
 from metarec.data import Side
-from metarec.learning import GradientMetaLearner
+from metarec.learning import GradientMetaLearner, Training
 from metarec.ops import InnerLoopState, inner_loop, inner_loop_state
-from metarec.tasks import Ragged, Tasks
+from metarec.tasks import Ragged, Sampling, Tasks
 
 
 class Reptile(GradientMetaLearner):
@@ -22,6 +24,10 @@ class Reptile(GradientMetaLearner):
     batch's mean of ``θ − φ_K`` for the gradient of the head's parameters θ; that of the embeddings, which take no
     steps, is the gradient of the loss where the steps end. No second derivative is needed.
 
+    As steps and embeddings see the same ratings, strong steps let the embeddings learn them by heart: so by default
+    they are weaker than in `maml`, `inner_rate` being 0.1 and `prior_ratings` 100. The other options are those of
+    `GradientMetaLearner`.
+
     References
     ----------
     Nichol, Achiam, Schulman 2018. On first-order meta-learning algorithms, algorithm 2.
@@ -30,6 +36,31 @@ class Reptile(GradientMetaLearner):
     name = "reptile"
     order = 1
     trains_by = "displacement"
+
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Range(1, 4096)] = 32,
+        hidden: Annotated[tuple[Annotated[int, Range(1, 4096)], ...], Field(max_length=2)] = (64, 64),
+        inner_steps: Annotated[int, Range(0, 1000)] = 5,
+        inner_rate: Annotated[float, Range(0.0, 10.0)] = 0.1,
+        prior_ratings: Annotated[float, Range(0.0, 1e6)] = 100.0,
+        dropout: Annotated[float, Range(0.0, 0.9)] = 0.0,
+        uncertainty: bool = False,
+        training: Training = Training(epochs=10, l2=3e-4),
+        sampling: Sampling = Sampling(),
+    ) -> None:
+        super().__init__(
+            size=size,
+            hidden=hidden,
+            inner_steps=inner_steps,
+            inner_rate=inner_rate,
+            prior_ratings=prior_ratings,
+            dropout=dropout,
+            uncertainty=uncertainty,
+            training=training,
+            sampling=sampling,
+        )
 
     def backward(self, tasks: Tasks) -> Tensor:
         """Add the direction of a batch to the gradients, and return its mean loss where the steps end."""

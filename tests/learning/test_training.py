@@ -100,7 +100,7 @@ def test_penalties_end_at_the_soft_threshold_and_at_ridge(optimizer: str, l1: fl
     goal = torch.tensor([2.0, 0.5, 0.1, -0.2, -1.5], dtype=torch.float64)
     module = Near(goal)
     training = replace(
-        PLAIN, epochs=40, optimizer=optimizer, learning_rate=0.1, schedule="cosine", l1=l1, l2=l2
+        PLAIN, epochs=100, optimizer=optimizer, learning_rate=0.1, schedule="cosine", l1=l1, l2=l2
     )
     trainer = Trainer(module, module.loss, training, Run(), name="near", backward=module.backward)
     trainer.train(sampler(), [], lambda epoch, values: None)
