@@ -1,6 +1,7 @@
 #include "metarec/inner_loop.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -308,6 +309,7 @@ void check(const Head<Real>& head, const Queries<Real>& queries, std::int64_t ta
 // Tasks in ranges of about the same work. They depend on the tasks alone, and so do sums that are formed by range.
 class Ranges {
  public:
+  // Few, as each has sums of its own, but enough for the threads to end together.
   Ranges(std::span<const std::int64_t> supports, std::span<const std::int64_t> queries, std::int64_t steps) {
     const std::int64_t tasks = std::ssize(supports) - 1;
     const std::int64_t count = std::clamp<std::int64_t>(tasks / 8, std::min<std::int64_t>(tasks, 16), 64);
@@ -324,12 +326,15 @@ class Ranges {
   std::int64_t count() const { return std::ssize(begins_) - 1; }
   std::int64_t begin(std::int64_t range) const { return begins_[range]; }
 
-  // Calls body(first range, last range) with a share of the ranges for each thread.
+  // Calls body(range) for each range, by threads that take the next one when they are free.
   template <class Body>
   void run(const Parallel& parallel, const Body& body) const {
     const std::int64_t parts = std::min(count(), parallel.threads);
     if (parts == 0) return;
-    parallel.run(parts, [&](std::int64_t part) { body(count() * part / parts, count() * (part + 1) / parts); });
+    std::atomic<std::int64_t> next = 0;
+    parallel.run(parts, [&](std::int64_t) {
+      for (std::int64_t range; (range = next.fetch_add(1, std::memory_order_relaxed)) < count();) body(range);
+    });
   }
 
  private:
@@ -433,9 +438,9 @@ void inner_loop(const Head<Real>& head, const InnerRates<Real>& rates, const Sup
   const Network<Real> network = network_of(head, rates);
   const TraceLayout<Real> layout = layout_of(network, trace, supports, queries);
   const Ranges ranges(supports.offsets, queries.offsets, network.steps);
-  ranges.run(parallel, [&](std::int64_t first, std::int64_t last) {
-    METAREC_DISPATCH(predict_tasks(network, supports, queries, predictions.data(), layout, ranges.begin(first),
-                                   ranges.begin(last)));
+  ranges.run(parallel, [&](std::int64_t range) {
+    METAREC_DISPATCH(predict_tasks(network, supports, queries, predictions.data(), layout, ranges.begin(range),
+                                   ranges.begin(range + 1)));
   });
 }
 
@@ -460,13 +465,11 @@ void inner_loop_backward(const Head<Real>& head, const InnerRates<Real>& rates, 
   const auto sums = std::make_unique_for_overwrite<Real[]>(
       static_cast<std::size_t>(std::max<std::int64_t>(ranges.count(), 1) * size));
   if (ranges.count() == 0) std::fill(sums.get(), sums.get() + size, Real(0));
-  ranges.run(parallel, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t range = first; range < last; ++range) {
-      Real* array = sums.get() + range * size;
-      std::fill(array, array + size, Real(0));
-      METAREC_DISPATCH(reverse_tasks(network, supports, queries, grad.data(), order, layout, gradients,
-                                     shared.in(array), ranges.begin(range), ranges.begin(range + 1)));
-    }
+  ranges.run(parallel, [&](std::int64_t range) {
+    Real* array = sums.get() + range * size;
+    std::fill(array, array + size, Real(0));
+    METAREC_DISPATCH(reverse_tasks(network, supports, queries, grad.data(), order, layout, gradients, shared.in(array),
+                                   ranges.begin(range), ranges.begin(range + 1)));
   });
   for (std::int64_t range = 1; range < ranges.count(); ++range) {
     const Real* array = sums.get() + range * size;
@@ -482,8 +485,8 @@ void inner_loop_state(const Head<Real>& head, const InnerRates<Real>& rates, con
   check(supports);
   const Network<Real> network = network_of(head, rates);
   const Ranges ranges(supports.offsets, {}, network.steps);
-  ranges.run(parallel, [&](std::int64_t first, std::int64_t last) {
-    METAREC_DISPATCH(state_of_tasks(network, supports, state, ranges.begin(first), ranges.begin(last)));
+  ranges.run(parallel, [&](std::int64_t range) {
+    METAREC_DISPATCH(state_of_tasks(network, supports, state, ranges.begin(range), ranges.begin(range + 1)));
   });
 }
 
@@ -496,9 +499,9 @@ void inner_loop_predict(const Head<Real>& head, const InnerLoopState<const Real>
   Network<Real> network = network_of(head, InnerRates<Real>{});
   network.bias_scale = 0;  // the state has the adapted bias
   const Ranges ranges(offsets, queries.offsets, 0);
-  ranges.run(parallel, [&](std::int64_t first, std::int64_t last) {
-    METAREC_DISPATCH(predict_by_state(network, state, offsets, queries, predictions.data(), ranges.begin(first),
-                                      ranges.begin(last)));
+  ranges.run(parallel, [&](std::int64_t range) {
+    METAREC_DISPATCH(predict_by_state(network, state, offsets, queries, predictions.data(), ranges.begin(range),
+                                      ranges.begin(range + 1)));
   });
 }
 
@@ -520,9 +523,9 @@ void inner_loop_effects(const Head<Real>& head, const InnerRates<Real>& rates, c
                                 std::to_string(effects.size()));
   }
   const Ranges ranges(supports.offsets, queries.offsets, network.steps);
-  ranges.run(parallel, [&](std::int64_t first, std::int64_t last) {
+  ranges.run(parallel, [&](std::int64_t range) {
     METAREC_DISPATCH(effects_on_tasks(network, supports, queries, effects.data(), begins.data(),
-                                      ranges.begin(first), ranges.begin(last)));
+                                      ranges.begin(range), ranges.begin(range + 1)));
   });
 }
 

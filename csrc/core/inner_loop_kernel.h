@@ -253,7 +253,7 @@ class TaskLoop {
     turned_x_ = take(bottom.in * support_stride_);
     transpose(scaled_x_, rows_, bottom.in, bottom.in_stride, turned_x_, support_stride_);
     gram_matrix_ = take(rows_ * support_stride_);
-    gram_with(x_, rows_, gram_matrix_);
+    gram_of_support();
     if (!sums) return;
     sums_ = take(rows_ * bottom.out_stride);
     affine(initial_, 0, x_, rows_, sums_);
@@ -545,6 +545,24 @@ class TaskLoop {
     multiply(Product<Real>{x, layer.in_stride, 1, turned_x_, support_stride_, gram, support_stride_, rows,
                            support_stride_, layer.in});
     for (std::int64_t i = 0; i < rows * support_stride_; ++i) gram[i] += network_.bias_scale;
+  }
+
+  // The same of the support itself. It is symmetric: blocks of rows are computed from the diagonal on, and copied.
+  void gram_of_support() const {
+    constexpr std::int64_t block = 32;
+    const std::int64_t stride = support_stride_;
+    for (std::int64_t begin = 0; begin < rows_; begin += block) {
+      const std::int64_t end = std::min(begin + block, rows_);
+      Real* diagonal = gram_matrix_ + begin * (stride + 1);
+      multiply(Product<Real>{x_ + begin * layers_[0].in_stride, layers_[0].in_stride, 1, turned_x_ + begin, stride,
+                             diagonal, stride, end - begin, stride - begin, layers_[0].in});
+      for (std::int64_t i = begin; i < end; ++i) {
+        for (std::int64_t j = begin; j < stride; ++j) gram_matrix_[i * stride + j] += network_.bias_scale;
+      }
+      for (std::int64_t i = end; i < rows_; ++i) {
+        for (std::int64_t j = begin; j < end; ++j) gram_matrix_[i * stride + j] = gram_matrix_[j * stride + i];
+      }
+    }
   }
 
   // to = base + factor * gram C
