@@ -15,8 +15,10 @@ from metarec.learning import Adapted, Algorithm, Explanation, Prediction, Run, l
 from metarec.ops import cosine_topk
 from metarec.tasks import Query, Ragged, Support, Tasks
 
-# Ratings that the mean is worth in the bias of an item, and of a user (Koren 2010, section 2.1).
-ITEM_PRIOR, USER_PRIOR = 25, 10
+# Ratings that 0 is worth in the bias of an item or a user.
+PRIOR = 5
+# The similarity that the baseline is worth beside the neighbours in the support.
+BASELINE = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,12 @@ class ItemKNN(Algorithm):
 
     a cosine that is shrunk to 0 where an item has few users. N(i) holds the k items of the greatest positive s_ij, and
 
-        explicit: r_ui = b_ui + Σ_j s_ij (r_uj − b_uj) / Σ_j s_ij,   implicit: score = Σ_j s_ij,   j ∈ N(i) ∩ S.
+        explicit: r_ui = b_ui + Σ_j s_ij (r_uj − b_uj) / (1 + Σ_j s_ij),   implicit: score = Σ_j s_ij,   j ∈ N(i) ∩ S.
 
-    The biases are means shrunk to 0, ``b_i = Σ (r − μ) / (n + 25)`` and ``b_u = Σ (r − μ − b_i) / (n + 10)``, the
-    latter of the support alone: so a new user needs no refit. An item without neighbours in the support has the
-    baseline, or score 0. The fit holds one dense column per item: users × items numbers.
+    The biases are means shrunk to 0, ``b_i = Σ (r − μ) / (n + 5)`` and ``b_u = Σ (r − μ − b_i) / (n + 5)``, the
+    latter of the support alone: so a new user needs no refit. The 1 is what the baseline is worth: without it a single
+    neighbour, however unlike, would say all. An item without neighbours in the support has the baseline, or score 0.
+    The fit holds one dense column per item: users × items numbers.
 
     Parameters
     ----------
@@ -109,9 +112,9 @@ class ItemKNN(Algorithm):
         self.mean_ = 0.0 if self.implicit_ else float(rating.mean())
         self.bias_ = rating.new_zeros(items)
         if not self.implicit_:
-            self.bias_ = _shrunk(rating - self.mean_, item, items, ITEM_PRIOR)
+            self.bias_ = _shrunk(rating - self.mean_, item, items, PRIOR)
             rating = rating - self.mean_ - self.bias_[item]
-            rating = rating - _shrunk(rating, user, users, USER_PRIOR)[user]
+            rating = rating - _shrunk(rating, user, users, PRIOR)[user]
         columns = rating.new_zeros(items, users)
         columns[item, user] = rating
         columns /= (columns.square().sum(1, keepdim=True) + self.shrinkage).sqrt().clamp(min=1e-6)
@@ -133,7 +136,7 @@ class ItemKNN(Algorithm):
         bias = value.new_zeros(len(support))
         if not self.implicit_:
             value = value - self.mean_ - self._bias(rows)
-            bias = support.sum(value) / (support.counts + USER_PRIOR)
+            bias = support.sum(value) / (support.counts + PRIOR)
             value = value - bias[support.owner]
         return Ratings(bias, Said(Ragged(support.offsets, rows), value))
 
@@ -151,7 +154,7 @@ class ItemKNN(Algorithm):
         if self.implicit_:
             return Prediction(total)
         weight = (similarity * heard[owner, neighbour]).sum(1)
-        near = total / weight.clamp(min=1e-6)
+        near = total / (BASELINE + weight)
         return Prediction(self.mean_ + adapted.bias[query.owner] + self._bias(rows) + near)
 
     def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
