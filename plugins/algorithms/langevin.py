@@ -32,7 +32,7 @@ class Langevin(SamplingLearner):
         Features, the constant included.
     draws : int, default 1024
         Draws of a head: the last states of all chains.
-    chains : int, default 8
+    chains : int, default 4
         Chains of a task.
     warm_up : int, default 100
         States of each chain that are left out before.
@@ -61,7 +61,7 @@ class Langevin(SamplingLearner):
         size: Annotated[int, Range(1, 4096)] = 32,
         rank: Annotated[int, Range(2, 256)] = 16,
         draws: Annotated[int, Range(16, 1_000_000, log=True)] = 1024,
-        chains: Annotated[int, Range(1, 1024)] = 8,
+        chains: Annotated[int, Range(1, 1024)] = 4,
         warm_up: Annotated[int, Range(0, 100_000)] = 100,
         kernel: Literal["mala", "unadjusted"] = "mala",
         step: Annotated[float, Range(1e-4, 3.9, log=True)] = 1.0,
