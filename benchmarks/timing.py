@@ -69,5 +69,6 @@ class Rates:
         source, square = torch.ones(1 << 24), torch.ones(768, 768)
         target = torch.empty_like(source)
         calls: dict[str, Call] = {"copy": lambda: target.copy_(source), "product": lambda: square @ square}
+        medians(calls, seconds=0.5)  # the first calls are slower: threads begin, the clock rises
         taken = medians(calls, seconds=0.5)
         return cls(2 * 4 * source.numel() / taken["copy"], 2 * square.size(0) ** 3 / taken["product"])

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -105,15 +106,18 @@ class Blocks {
           side == 0 ? groups_of(user_rows, std::ssize(model.user_biases), groups_, Random(seed, kUserStream))
                     : groups_of(item_rows, std::ssize(model.item_biases), groups_, Random(seed, kItemStream));
     });
-    const auto block_of = [&](std::int64_t i) { return user_group[user_rows[i]] * groups_ + item_group[item_rows[i]]; };
+    const auto block_of = [&](std::int64_t i) {
+      return static_cast<std::uint16_t>(user_group[user_rows[i]] * groups_ + item_group[item_rows[i]]);
+    };
 
     // A counting sort in parts, stable, so that its result does not depend on them.
     constexpr std::int64_t least_part = 1 << 14;
     const std::int64_t blocks = groups_ * groups_, parts = std::clamp<std::int64_t>(count / least_part, 1, parallel.threads);
+    const auto block = std::make_unique_for_overwrite<std::uint16_t[]>(static_cast<std::size_t>(count));
     std::vector<std::uint32_t> next(static_cast<std::size_t>(parts * blocks));
     parallel.run(parts, [&](std::int64_t part) {
       std::uint32_t* counts = next.data() + part * blocks;
-      for (std::int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) ++counts[block_of(i)];
+      for (std::int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) ++counts[block[i] = block_of(i)];
     });
     std::uint32_t total = 0;
     for (std::int64_t block = 0; block < blocks; ++block) {
@@ -127,7 +131,7 @@ class Blocks {
     parallel.run(parts, [&](std::int64_t part) {
       std::uint32_t* places = next.data() + part * blocks;
       for (std::int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
-        ratings_[places[block_of(i)]++] = {user_rows[i], item_rows[i], ratings.values[i]};
+        ratings_[places[block[i]]++] = {user_rows[i], item_rows[i], ratings.values[i]};
       }
     });
   }
@@ -148,8 +152,13 @@ class Blocks {
 template <class Real>
 void check_values(std::span<const Real> values, RatingLoss loss) {
   const bool logistic = loss == RatingLoss::logistic;
+  const Real least = logistic ? Real(0) : std::numeric_limits<Real>::lowest();
+  const Real most = logistic ? Real(1) : std::numeric_limits<Real>::max();
+  bool all = true;
+  for (const Real value : values) all &= value >= least && value <= most;
+  if (all) return;
   for (std::size_t i = 0; i < values.size(); ++i) {
-    if (logistic ? values[i] >= 0 && values[i] <= 1 : std::isfinite(values[i])) continue;
+    if (values[i] >= least && values[i] <= most) continue;
     throw std::invalid_argument("cosine_sgd_epoch_: ratings must be " +
                                 std::string(logistic ? "from 0 to 1 for the logistic loss" : "finite") + ", got " +
                                 std::to_string(values[i]) + " at " + std::to_string(i));

@@ -6,7 +6,8 @@
 // product alike. From memory come 12 bytes per rating; the rows of a block, some (users + items) / blocks * 4 dim bytes,
 // stay in the cache while it runs. So it is bound by arithmetic, and most by waiting: the step follows from the products
 // by a chain of a root and two divisions. Hence the products of the next rating are begun before it, unless they share a
-// row, which is rare because ratings of a block are in random order.
+// row, which is rare because ratings of a block are in random order. The instructions of a step are then what counts, so
+// the usual lengths of a row are known when compiling, and loops over it are none.
 #include "simd.h"
 
 #include "row_sums_kernel.h"
@@ -19,8 +20,8 @@ struct Products {
   Real left_right, left_left, right_right;
 };
 
-template <bool Cosine, class Real>
-[[gnu::always_inline]] inline Products<Real> products_of(const Real* left, const Real* right, std::int64_t dim) {
+template <bool Cosine, class Real, class Dim>
+[[gnu::always_inline]] inline Products<Real> products_of(const Real* left, const Real* right, Dim dim) {
   Vector<Real> between = {}, lefts = {}, rights = {};
   Products<Real> totals = {0, 0, 0};
   for_each_value<Real>(0, dim, [&]<class Value>(std::int64_t i) {
@@ -44,14 +45,14 @@ struct Move {
   Real itself, partner;
 };
 
-// Runs the ratings of a block in their order from the scale and bias in `head`, which it changes, and gives the sum of
+// Runs the ratings of a block in their order from the scale and bias in `shared`, which it changes, and gives the sum of
 // the losses.
-template <bool Cosine, bool Logistic, class Real>
+template <bool Cosine, bool Logistic, class Real, class Dim>
 double run_block(const Factorization<Real>& model, const SgdOptions& options, std::span<const Rating<Real>> ratings,
-                 Head<Real>& head) {
+                 Head<Real>& shared, Dim dim) {
+  Head<Real> head = shared;
   constexpr Real epsilon = kNormEpsilon;
   constexpr std::size_t ahead = 4;
-  const std::int64_t dim = model.dim;
   const auto bytes = static_cast<std::size_t>(dim) * sizeof(Real);
   const auto lr = static_cast<Real>(options.lr), kept = static_cast<Real>(1 - options.lr * options.l2);
   const auto head_lr = static_cast<Real>(options.head_lr.value_or(options.lr));
@@ -81,7 +82,7 @@ double run_block(const Factorization<Real>& model, const SgdOptions& options, st
       inverse_norms = 1 / (std::max(left_norm, epsilon) * std::max(right_norm, epsilon));
       similarity *= inverse_norms;
     }
-    const Real predicted = head.scale * similarity + head.bias + left_bias + right_bias;
+    const Real predicted = head.scale * similarity + (head.bias + (left_bias + right_bias));
     Real slope = predicted - rating.value;
     if constexpr (Logistic) {
       const Real tail = std::exp(-std::abs(predicted));
@@ -108,7 +109,20 @@ double run_block(const Factorization<Real>& model, const SgdOptions& options, st
     head.scale -= head_lr * slope * similarity;
     head.bias -= head_lr * slope;
   }
+  shared = head;
   return losses;
+}
+
+template <bool Cosine, bool Logistic, class Real>
+double run_block(const Factorization<Real>& model, const SgdOptions& options, std::span<const Rating<Real>> ratings,
+                 Head<Real>& head) {
+  const auto run = [&](auto dim) { return run_block<Cosine, Logistic, Real>(model, options, ratings, head, dim); };
+  switch (model.dim) {
+    case 16: return run(std::integral_constant<std::int64_t, 16>());
+    case 32: return run(std::integral_constant<std::int64_t, 32>());
+    case 64: return run(std::integral_constant<std::int64_t, 64>());
+    default: return run(model.dim);
+  }
 }
 
 template <class Real>
