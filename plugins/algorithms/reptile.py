@@ -24,9 +24,8 @@ class Reptile(GradientMetaLearner):
     batch's mean of ``θ − φ_K`` for the gradient of the head's parameters θ; that of the embeddings, which take no
     steps, is the gradient of the loss where the steps end. No second derivative is needed.
 
-    As steps and embeddings see the same ratings, strong steps let the embeddings learn them by heart: so by default
-    they are weaker than in `maml`, `inner_rate` being 0.1 and `prior_ratings` 100. The other options are those of
-    `GradientMetaLearner`.
+    By default its steps are weaker than those of `maml`, `inner_rate` being 0.1 and `prior_ratings` 100: held-out
+    newcomers of MovieLens 1M were served better so. The other options are those of `GradientMetaLearner`.
 
     References
     ----------
