@@ -10,6 +10,14 @@ from metarec.learning.abilities import (
     leave_one_out,
 )
 from metarec.learning.algorithm import Adapted, Algorithm, Prediction
+from metarec.learning.amortised import (
+    AmortisedLearner,
+    Latent,
+    LatentLearner,
+    LatentNetwork,
+    Perceptron,
+    condition,
+)
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
 from metarec.learning.factorisation import Descent, Factors, factorise
 from metarec.learning.gradient import AdaptedHeads, GradientMetaLearner, Steps, Towers
@@ -26,6 +34,7 @@ __all__ = [
     "AdaptedHead",
     "AdaptedHeads",
     "Algorithm",
+    "AmortisedLearner",
     "ContentPrior",
     "Descent",
     "Diagnosed",
@@ -37,12 +46,16 @@ __all__ = [
     "Factors",
     "Generative",
     "GradientMetaLearner",
+    "Latent",
+    "LatentLearner",
+    "LatentNetwork",
     "Level",
     "LevelAlgorithm",
     "Likelihood",
     "LinearHead",
     "LinearHeadLearner",
     "NeuralAlgorithm",
+    "Perceptron",
     "Posterior",
     "PosteriorLearner",
     "Prediction",
@@ -58,6 +71,7 @@ __all__ = [
     "Training",
     "TrainingWarning",
     "Updatable",
+    "condition",
     "factorise",
     "fit_content_prior",
     "leave_one_out",

@@ -85,7 +85,7 @@ class Ragged:
         return offsets, torch.repeat_interleave(self.offsets[:-1][tasks], counts) + within
 
     def sum(self, values: Tensor) -> Tensor:
-        """float [T]: the sum of each list's `values` (float [n]); 0 where it is empty."""
+        """float [T, …]: the sum of each list's `values` (float [n, …]); 0 where it is empty."""
         return torch.segment_reduce(values, "sum", offsets=self.offsets, axis=0, unsafe=True)
 
     def mean(self, values: Tensor) -> Tensor:

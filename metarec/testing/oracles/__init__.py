@@ -9,8 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
-from metarec.learning import Algorithm, GradientMetaLearner, PosteriorLearner, SamplingLearner, Updatable
-from metarec.testing.oracles import gradient, posterior, sampling, updatable
+from metarec.learning import (
+    Algorithm,
+    GradientMetaLearner,
+    LatentLearner,
+    PosteriorLearner,
+    SamplingLearner,
+    Updatable,
+)
+from metarec.testing.oracles import amortised, gradient, posterior, sampling, updatable
 from metarec.testing.oracles.check import Check, distance
 
 __all__ = ["ORACLES", "Check", "HasOracles", "distance", "verify"]
@@ -19,6 +26,7 @@ Checks = Callable[[type[Algorithm]], Iterator[Check]]
 
 ORACLES: tuple[tuple[type, Checks], ...] = (
     (GradientMetaLearner, gradient.checks),
+    (LatentLearner, amortised.checks),
     (PosteriorLearner, posterior.checks),
     (SamplingLearner, sampling.checks),
     (Updatable, updatable.checks),
