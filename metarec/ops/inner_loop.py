@@ -134,8 +134,8 @@ def inner_loop(
     it does is computed from their inner products, wherever that is less work (not with ``parameter_rates``, nor with
     ``rank_one_rates`` and a pull, nor for supports that are larger than the layer is wide). The forward pass
     keeps the steps for the backward pass as long as they fill at most 16 Mi numbers; beyond that they are taken again,
-    and no memory grows with the number of tasks but the arguments' and results' own. Each thread holds one task's steps,
-    :math:`O(\min(S^2, DH) + SHK + H^2 K)` for support :math:`S`, inputs :math:`D` and hidden width :math:`H`.
+    and no memory grows with the number of tasks but the arguments' and results' own. Each thread holds one task's
+    steps, :math:`O(\min(S^2, DH) + SHK + H^2 K)` for support :math:`S`, inputs :math:`D` and hidden width :math:`H`.
     """
     if order not in (0, 1, 2):
         raise ValueError(f"inner_loop: order must be 0, 1 or 2, got {order}")
