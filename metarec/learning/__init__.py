@@ -19,6 +19,7 @@ from metarec.learning.amortised import (
     condition,
 )
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
+from metarec.learning.factor_head import FactorHead, FactorHeadLearner, PlacedHead
 from metarec.learning.factorisation import Descent, Factors, factorise
 from metarec.learning.gradient import AdaptedHeads, GradientMetaLearner, Steps, Towers
 from metarec.learning.level import Level, LevelAlgorithm, residual_variance
@@ -42,6 +43,8 @@ __all__ = [
     "EntityEmbedding",
     "Explainable",
     "Explanation",
+    "FactorHead",
+    "FactorHeadLearner",
     "Factorized",
     "Factors",
     "Generative",
@@ -56,6 +59,7 @@ __all__ = [
     "LinearHeadLearner",
     "NeuralAlgorithm",
     "Perceptron",
+    "PlacedHead",
     "Posterior",
     "PosteriorLearner",
     "Prediction",

@@ -1,0 +1,202 @@
+"""Learners that find a new entity's place among the factors of a factorisation that is fitted first."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, gaussian_nll_loss
+
+from metarec.data import Dataset, Side, partner_side
+from metarec.learning.abilities import Explanation, leave_one_out
+from metarec.learning.algorithm import Adapted, Prediction
+from metarec.learning.factorisation import Descent, Similarity, factorise
+from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
+from metarec.learning.neural import EntityEmbedding, Sizes
+from metarec.learning.run import Run
+from metarec.tasks import EntityRows, Query, Support, Tasks
+
+SIDES: tuple[Side, ...] = ("user", "item")
+
+
+class FactorHead(LinearHead):
+    """What the tasks of one side share: φ = (bias, factors, 1) of a partner, from the factorisation where it is known.
+
+    A new partner's bias and factors are a network of its attributes, which begins at the average of the known ones. So
+    does the prior mean of θ = (1, factors, bias), and its covariance at theirs.
+
+    Parameters
+    ----------
+    entity, partner : EntityEmbedding
+        Of the attributes of the tasks' entities, and of those of the partners.
+    size : int
+        Numbers in an embedding.
+    own, other : float [N, 1 + rank]
+        Biases and factors of the known entities of the tasks' side, and of the other.
+    offset : float
+    """
+
+    table: Tensor
+    start: Tensor
+
+    def __init__(
+        self,
+        entity: EntityEmbedding,
+        partner: EntityEmbedding,
+        size: int,
+        own: Tensor,
+        other: Tensor,
+        offset: float,
+    ) -> None:
+        super().__init__(entity, partner, size, other.shape[1] + 1)
+        self.register_buffer("table", other, persistent=False)
+        heads = torch.cat([torch.ones_like(own[:, :1]), own[:, 1:], own[:, :1] + offset], 1)
+        self.register_buffer("start", heads.mean(0), persistent=False)
+        with torch.no_grad():
+            for network in (self.project, self.prior):
+                last = cast(nn.Linear, network[-1])
+                last.weight.zero_()
+                last.bias.zero_()
+            spread = heads.double().T.cov(correction=0) + 0.01 * torch.eye(heads.shape[1])
+            factor = torch.linalg.cholesky(torch.linalg.inv(spread)).to(self.lower)
+            self.lower.copy_(factor)
+            self.log_deviation.copy_(-factor.diagonal().log())
+        self.adapter: nn.Module = nn.Identity()
+
+    def features(self, partners: EntityRows) -> tuple[Tensor, Tensor]:
+        vectors = self.partner(partners)
+        new = partners.rows < 0
+        known = self.table.index_select(0, partners.rows.clamp(min=0))
+        placed = torch.where(new.unsqueeze(1), self.table.mean(0) + self.project(vectors), known)
+        log_noise = self.log_noise(vectors).squeeze(1) + new.to(vectors.dtype) * self.log_noise_of_new
+        return torch.cat([placed, placed.new_ones(len(partners), 1)], 1), log_noise.exp()
+
+    def prior_mean(self, entities: EntityRows) -> Tensor:
+        return self.start + super().prior_mean(entities)
+
+
+@dataclass(frozen=True)
+class PlacedHead(AdaptedHead):
+    """Each task's head, of which no uncertainty is known.
+
+    Parameters
+    ----------
+    placed : float [T, r]
+        θ.
+    """
+
+    placed: Tensor
+
+    def mean_head(self) -> Tensor:
+        return self.placed
+
+    def unknown(self, features: Tensor, owner: Tensor) -> Tensor:
+        return torch.zeros_like(features[:, 0])
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.placed.expand(count, *self.placed.shape)
+
+
+class FactorHeadLearner(LinearHeadLearner):
+    """Base of learners that place a new entity among factors.
+
+    First `factorise` gives the known entities biases and factors, which then stay. A standardised rating of partner p
+    by the task's entity is ``θᵀφ(p)`` plus noise, φ = (b_p, v_p, 1); where feedback is implicit, these are the log odds
+    of a choice. Then networks of attributes, and how a support moves θ, are trained to predict the query of known
+    entities that are taken for new: by its negative log density, or the cross-entropy of choices and partners drawn.
+
+    A subclass says in `place` how a support moves θ, with the weights that `adapter` makes for each side.
+
+    Attributes
+    ----------
+    similarity : "dot" or "cosine"
+        Of the factorisation.
+    """
+
+    similarity: ClassVar[Similarity] = "dot"
+    descent: Descent
+
+    def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
+        """Fit the factorisation, then what places newcomers in it."""
+        found = factorise(train, self.descent, self.similarity, run=run, negatives=self.sampling.negatives)
+        self.factors_ = {"user": found.user, "item": found.item}
+        self.offset_ = found.offset
+        return super().fit(train, valid=valid, run=run)
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """A head for each side."""
+        content = {
+            "user": EntityEmbedding(sizes.users, sizes.user_columns, self.size, identity=False),
+            "item": EntityEmbedding(sizes.items, sizes.item_columns, self.size, identity=False),
+        }
+        heads = nn.ModuleDict()
+        for side in SIDES:
+            other = partner_side(side)
+            own_rows, other_rows = self.factors_[side], self.factors_[other]
+            head = FactorHead(content[side], content[other], self.size, own_rows, other_rows, self.offset_)
+            head.adapter = self.adapter(head)
+            heads[side] = head
+        return heads
+
+    def adapter(self, head: FactorHead) -> nn.Module:
+        """What else is learnt of how a support moves θ; by default nothing."""
+        return nn.Identity()
+
+    @abstractmethod
+    def place(self, support: Support) -> AdaptedHead:
+        """θ of each task, differentiable in the network's weights."""
+
+    @torch.no_grad()
+    def adapt(self, support: Support) -> AdaptedHead:
+        """θ of each task."""
+        return self.place(support)
+
+    def predict(self, adapted: Adapted, query: Query) -> Prediction:
+        """Mean and variance of each query partner's rating; for implicit feedback the log odds."""
+        prediction = super().predict(adapted, query)
+        return Prediction(prediction.mean) if self.implicit_ else prediction
+
+    def loss(self, tasks: Tasks) -> Tensor:
+        """Mean negative log density of the query, or its cross-entropy."""
+        return self.loss_of(self.place(tasks.support), tasks)
+
+    def loss_of(self, head: AdaptedHead, tasks: Tasks) -> Tensor:
+        """The same for some θ."""
+        mean, unknown, noise = self.predicted(head, tasks.query)
+        target = self.standardised(tasks.rating)
+        if self.implicit_:
+            return binary_cross_entropy_with_logits(mean, target)
+        return gaussian_nll_loss(mean, target, unknown + noise, full=True)
+
+    def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
+        """The mean less what the rest of the support makes of it."""
+        return leave_one_out(self, adapted, support, query)
+
+    def factor_head(self, side: Side) -> FactorHead:
+        """What the tasks of a side share."""
+        return cast(FactorHead, self.head(side))
+
+    def prior_head(self, support: Support) -> PlacedHead:
+        """θ before the first rating: the network of the attributes."""
+        prior = self.head(support.side).prior_mean(support.entities)
+        return PlacedHead(prior, support.side, prior)
+
+    def gradient(self, head: PlacedHead, support: Support) -> Tensor:
+        """float [T, r]: the sum over each task's ratings of the gradient of half the squared error, or the log loss."""
+        features, _ = self.features(support.side, support, support.partners)
+        output = (head.placed.index_select(0, support.owner) * features).sum(1)
+        expected = torch.sigmoid(output) if self.implicit_ else output
+        slope = expected - self.standardised(support.rating)
+        return sums(support, slope.unsqueeze(1) * features)
+
+    def moved(self, head: PlacedHead, placed: Tensor) -> PlacedHead:
+        """The same tasks with another θ."""
+        return replace(head, placed=placed)
+
+
+def sums(support: Support, values: Tensor) -> Tensor:
+    """float [T, d]: the sum of each task's values (float [n, d])."""
+    return values.new_zeros(len(support), values.shape[1]).index_add(0, support.owner, values)

@@ -1,0 +1,18 @@
+"""The contract, for `meta-cf`; what its family computes is held in tests/learning/test_factor_head.py."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from metarec.learning import Descent, Training
+from metarec.plugins.algorithms.meta_cf import MetaCF
+from metarec.testing import AlgorithmConformance
+
+
+class TestConformance(AlgorithmConformance):
+    algorithm = MetaCF
+    options: ClassVar[Mapping[str, Any]] = {
+        "size": 4,
+        "inner_steps": 3,
+        "descent": Descent(rank=3, epochs=5),
+        "training": Training(epochs=2),
+    }
