@@ -17,7 +17,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from metarec.config import RunConfig, read_toml
-from metarec.pluginmanager import plugin_manager
+from metarec.pluginmanager import create_plugin_manager, plugin_manager
 
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -127,6 +127,11 @@ def test_configuration(block: Block, folder: Path):
 @pytest.mark.parametrize("block", [block for block in blocks() if (block.file or "").startswith("examples/")])
 def test_a_file_is_shown_as_it_is(block: Block):
     assert (ROOT / block.file).read_text() == block.text
+
+
+def test_the_catalogue_names_every_algorithm():
+    text = (ROOT / "README.md").read_text().split("## The catalogue")[1].split("metarec show")[0]
+    assert sorted(re.findall(r"`([a-z-]+)`", text)) == sorted(create_plugin_manager(installed=False).algorithms)
 
 
 def test_every_block_is_held_by_a_test():

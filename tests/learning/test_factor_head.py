@@ -14,7 +14,11 @@ from metarec.plugins.algorithms.meta_content import MetaContent
 from metarec.tasks import Tasks
 from metarec.testing.world import small_world
 
-SMALL = {"size": 4, "descent": Descent(rank=3, epochs=5), "training": Training(epochs=2)}
+SMALL = {
+    "size": 4,
+    "descent": Descent(rank=3, epochs=5),
+    "training": Training(epochs=8, learning_rate=0.03, held_out=0),
+}
 DOUBLE = Run(dtype=torch.float64)
 
 
@@ -72,9 +76,9 @@ def test_many_ratings_lead_to_the_collaborative_answer_whatever_the_content(
             target = root * content.standardised(support.rating[mine])
             fitted = torch.linalg.lstsq(root[:, None] * features[mine], target[:, None]).solution
             left = root[:, None] * features[mine] @ (mean[task][:, None] - fitted)
-            worst = max(worst, float(left.abs().max()))
+            worst = max(worst, float(left.detach().abs().max()))
         away.append(worst)
-    assert away[1] < 1e-2 and away[1] < 0.2 * away[0]
+    assert away[1] < 0.05 and away[1] == pytest.approx(away[0] / 10, rel=0.3)
 
 
 @pytest.mark.parametrize("scenario", ["new-user", "new-item"])
@@ -119,9 +123,9 @@ def test_known_entities_have_one_length_and_predict_by_their_cosine(cosine: Meta
 @pytest.mark.parametrize("learner", [MetaCF, MetaContent])
 def test_stopped_and_resumed_it_ends_with_the_same_numbers(learner: type[FactorHeadLearner], tmp_path: Path):
     train, file = small_world().split.train, tmp_path / "checkpoint.safetensors"
-    plan = {**SMALL, "training": Training(epochs=3, schedule="constant", warm_up=0)}
+    plan = {**SMALL, "training": Training(epochs=3, schedule="constant", warm_up=0, held_out=0)}
     whole = learner(**plan).fit(train)
-    short = {**plan, "training": Training(epochs=1, schedule="constant", warm_up=0)}
+    short = {**plan, "training": Training(epochs=1, schedule="constant", warm_up=0, held_out=0)}
     learner(**short).fit(train, run=Run(checkpoint=file))
     resumed = learner(**plan).fit(train, run=Run(checkpoint=file))
     for name, value in whole.state()["network_"].items():
