@@ -131,7 +131,9 @@ def test_a_file_is_shown_as_it_is(block: Block):
 
 def test_the_catalogue_names_every_algorithm():
     text = (ROOT / "README.md").read_text().split("## The catalogue")[1].split("metarec show")[0]
-    assert sorted(re.findall(r"`([a-z-]+)`", text)) == sorted(create_plugin_manager(installed=False).algorithms)
+    assert sorted(re.findall(r"`([a-z-]+)`", text)) == sorted(
+        create_plugin_manager(installed=False).algorithms
+    )
 
 
 def test_every_block_is_held_by_a_test():
