@@ -59,7 +59,7 @@ def evaluation(
 def cell(support: int, scores: dict[tuple[str, str], Score], entity: Any = None) -> CellScores:
     count = next(score.weight.numel() for score in scores.values())
     entity = torch.arange(count) if entity is None else entity
-    return CellScores("new-user", support, "user", entity, scores, 0.0, 0.0, 0.0)
+    return CellScores("new-user", support, "user", entity, scores, 0.0, 0.0, 0.0, {})
 
 
 def score(values: list[float], weights: list[float] | None = None) -> Score:
