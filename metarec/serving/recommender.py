@@ -76,8 +76,14 @@ class Recommender:
         Raises
         ------
         DataError
-            An unknown or ambiguous name, a rating off the scale, an unknown attribute or a value of the wrong type.
+            An unknown or ambiguous name, a rating off the scale, an unknown attribute or a value of the wrong type;
+            or an algorithm that does not answer for newcomers on that side.
         """
+        if f"new-{side}" not in self.algorithm.scenarios:
+            can = ", ".join(self.algorithm.scenarios)
+            raise DataError(
+                f"algorithm {self.algorithm.name!r} does not answer for a new {side}, only in {can}"
+            )
         rated: dict[int, float] = {}
         for called, value in (ratings or {}).items():
             row = self.catalogue(partner_side(side)).row(called)
