@@ -1,6 +1,7 @@
 """Layer 1: interactions and the entities between which they happen."""
 
 from metarec.data.building import (
+    SIDES,
     Columns,
     Duplicates,
     Outliers,
@@ -25,6 +26,7 @@ from metarec.data.memory import from_frame, from_matrix
 from metarec.data.reader import Reader
 
 __all__ = [
+    "SIDES",
     "Block",
     "Columns",
     "Dataset",

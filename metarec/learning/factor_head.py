@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, gaussian_nll_loss
 
-from metarec.data import Dataset, Side, partner_side
+from metarec.data import SIDES, Dataset, Side, partner_side
 from metarec.learning.abilities import Explanation, leave_one_out
 from metarec.learning.algorithm import Adapted, Prediction
 from metarec.learning.factorisation import Descent, Similarity, factorise
@@ -18,8 +18,6 @@ from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLear
 from metarec.learning.neural import EntityEmbedding, Sizes
 from metarec.learning.run import Run
 from metarec.tasks import EntityRows, Query, Support, Tasks
-
-SIDES: tuple[Side, ...] = ("user", "item")
 
 
 class FactorHead(LinearHead):
@@ -190,13 +188,8 @@ class FactorHeadLearner(LinearHeadLearner):
         output = (head.placed.index_select(0, support.owner) * features).sum(1)
         expected = torch.sigmoid(output) if self.implicit_ else output
         slope = expected - self.standardised(support.rating)
-        return sums(support, slope.unsqueeze(1) * features)
+        return support.sum(slope.unsqueeze(1) * features)
 
     def moved(self, head: PlacedHead, placed: Tensor) -> PlacedHead:
         """The same tasks with another θ."""
         return replace(head, placed=placed)
-
-
-def sums(support: Support, values: Tensor) -> Tensor:
-    """float [T, d]: the sum of each task's values (float [n, d])."""
-    return values.new_zeros(len(support), values.shape[1]).index_add(0, support.owner, values)

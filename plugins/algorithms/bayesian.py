@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metarec import Range, hookimpl
-from metarec.data import Dataset, Features, RatingScale, Side, partner_side
+from metarec.data import SIDES, Dataset, Features, RatingScale, Side, partner_side
 from metarec.learning import (
     Adapted,
     Algorithm,
@@ -26,7 +26,6 @@ from metarec.ops import gaussian_posterior, gaussian_update
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 
-SIDES: tuple[Side, ...] = ("user", "item")
 MOST_KNOTS = 20
 RATINGS_PER_KNOT = 500
 LEAST_VARIANCE = 1e-4

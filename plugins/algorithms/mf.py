@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from metarec import Range, hookimpl
-from metarec.data import Dataset, Side, partner_side
+from metarec.data import SIDES, Dataset, Side, partner_side
 from metarec.learning import Adapted, Algorithm, Descent, Prediction, Run
 from metarec.learning.factorisation import factorise, pattern, standardisation
 from metarec.ops import gaussian_posterior
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 
-SIDES: tuple[Side, ...] = ("user", "item")
 LEAST_VARIANCE = 1e-6
 
 
