@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Self, cast
 
 import torch
@@ -177,19 +178,21 @@ class FactorHeadLearner(LinearHeadLearner):
         """What the tasks of a side share."""
         return cast(FactorHead, self.head(side))
 
-    def prior_head(self, support: Support) -> PlacedHead:
-        """θ before the first rating: the network of the attributes."""
-        prior = self.head(support.side).prior_mean(support.entities)
-        return PlacedHead(prior, support.side, prior)
+    def content(self, support: Support) -> Tensor:
+        """float [T, r]: θ before the first rating, what the attributes say of it."""
+        return self.head(support.side).prior_mean(support.entities)
 
-    def gradient(self, head: PlacedHead, support: Support) -> Tensor:
-        """float [T, r]: the sum over each task's ratings of the gradient of half the squared error, or the log loss."""
+    def slope(self, support: Support) -> Callable[[Tensor], Tensor]:
+        """The gradient in θ of the sum of half the squared errors of each task's support, or of its log losses.
+
+        It is a function of θ, both float [T, r]; the features of the support are found once for all its calls.
+        """
         features, _ = self.features(support.side, support, support.partners)
-        output = (head.placed.index_select(0, support.owner) * features).sum(1)
-        expected = torch.sigmoid(output) if self.implicit_ else output
-        slope = expected - self.standardised(support.rating)
-        return support.sum(slope.unsqueeze(1) * features)
+        target, owner = self.standardised(support.rating), support.owner
 
-    def moved(self, head: PlacedHead, placed: Tensor) -> PlacedHead:
-        """The same tasks with another θ."""
-        return replace(head, placed=placed)
+        def at(heads: Tensor) -> Tensor:
+            output = (heads.index_select(0, owner) * features).sum(1)
+            expected = torch.sigmoid(output) if self.implicit_ else output
+            return support.sum((expected - target).unsqueeze(1) * features)
+
+        return at

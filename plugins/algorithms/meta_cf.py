@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, cast
 
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from metarec import Algorithm, Range, hookimpl
+from metarec.data import Side
 from metarec.learning import Descent, FactorHead, FactorHeadLearner, PlacedHead, Training
 from metarec.tasks import Sampling, Support
+from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
+from metarec.testing.oracles.factor_head import SMALL, descended
 
 
 class MetaCF(FactorHeadLearner):
@@ -71,24 +74,57 @@ class MetaCF(FactorHeadLearner):
             {"log_rate": torch.zeros_like(head.start), "log_prior_ratings": head.start.new_tensor(2.0)}
         )
 
+    def content(self, support: Support) -> Tensor:
+        """θ₀, at the length of all factors."""
+        return self._turned(super().content(support), support.side)
+
     def place(self, support: Support) -> PlacedHead:
         """θ after the steps."""
+        learnt = cast(nn.ParameterDict, self.factor_head(support.side).adapter)
+        start, slope = self.content(support), self.slope(support)
+        counts = support.counts.to(start.dtype)
+        rate = learnt["log_rate"].exp() / (counts + learnt["log_prior_ratings"].exp()).unsqueeze(1)
+        placed = start
+        for _ in range(self.inner_steps):
+            placed = self._turned(placed - rate * slope(placed), support.side)
+        return PlacedHead(start, support.side, placed)
+
+    @classmethod
+    def oracles(cls) -> Iterator[Check]:
+        """Steps on the sphere, by autograd; and known entities that differ in direction only."""
+        for feedback in cls.feedback:
+            learner = fitted(cls, SMALL, implicit=feedback == "implicit")
+            length = learner.factors_["user"][0, 1:].norm()
+            lengths = torch.cat([table[:, 1:].norm(dim=1) for table in learner.factors_.values()])
+            error = distance(lengths, length.expand_as(lengths))
+            yield Check(f"known factors have one length ({feedback})", error, 1e-10)
+            for scenario in ("new-user", "new-item"):
+                support = tasks_of(scenario, implicit=feedback == "implicit").support
+                expected = learner._written_out(support, length)
+                error = distance(learner.adapt(support).mean_head(), expected)
+                yield Check(f"head after the steps written out ({scenario}, {feedback})", error, 1e-10)
+
+    def _written_out(self, support: Support, length: Tensor) -> Tensor:
+        """float [T, r]: where the steps lead, from a start of any length."""
         head = self.factor_head(support.side)
         learnt = cast(nn.ParameterDict, head.adapter)
-        placed = self.prior_head(support)
-        length = torch.linalg.vector_norm(head.table[0, 1:])
-        counts = support.counts.to(placed.placed.dtype)
-        weight = learnt["log_rate"].exp() / (counts + learnt["log_prior_ratings"].exp()).unsqueeze(1)
-        placed = self.moved(placed, _turned(placed.placed, length))
-        for _ in range(self.inner_steps):
-            step = weight * self.gradient(placed, support)
-            placed = self.moved(placed, _turned(placed.placed - step, length))
-        return placed
+        rate, prior_ratings = (
+            learnt["log_rate"].exp().detach(),
+            float(learnt["log_prior_ratings"].detach().exp()),
+        )
 
+        def on_sphere(theta: Tensor) -> Tensor:
+            turned = theta.clone()
+            turned[1:-1] *= length / theta[1:-1].norm()
+            return turned
 
-def _turned(heads: Tensor, length: Tensor) -> Tensor:
-    """The same with the factors at a length."""
-    return torch.cat([heads[:, :1], length * normalize(heads[:, 1:-1], dim=1), heads[:, -1:]], 1)
+        start = head.prior_mean(support.entities)
+        return descended(self, support, start, self.inner_steps, rate, prior_ratings, on_sphere)
+
+    def _turned(self, heads: Tensor, side: Side) -> Tensor:
+        """The same with the factors at the length of all."""
+        length = torch.linalg.vector_norm(self.factors_[side][0, 1:])
+        return torch.cat([heads[:, :1], length * normalize(heads[:, 1:-1], dim=1), heads[:, -1:]], 1)
 
 
 @hookimpl

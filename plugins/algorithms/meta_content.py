@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Annotated
+
+import torch
 
 from metarec import Algorithm, Range, hookimpl
 from metarec.learning import Descent, Explanation, FactorHeadLearner, PosteriorLearner, Training
 from metarec.learning.algorithm import Adapted
 from metarec.learning.posterior import Posterior
 from metarec.tasks import Query, Sampling, Support
+from metarec.testing.oracles.check import Check, fitted, tasks_of
+from metarec.testing.oracles.factor_head import SMALL, seen
 
 
 class MetaContent(FactorHeadLearner, PosteriorLearner):
@@ -66,6 +71,40 @@ class MetaContent(FactorHeadLearner, PosteriorLearner):
     def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
         """What each rating adds to what the prior expects, exactly."""
         return PosteriorLearner.explain(self, adapted, support, query)
+
+    @classmethod
+    def oracles(cls) -> Iterator[Check]:
+        """Many ratings lead to weighted least squares on the factors; content adds one part in their number."""
+        learner = fitted(cls, SMALL)
+        for scenario in ("new-user", "new-item"):
+            support = tasks_of(scenario).support
+            support = support.select((support.counts >= 6).nonzero().flatten())
+            near, nearer = (learner._away(_repeated(support, times)) for times in (10_000, 100_000))
+            yield Check(f"many ratings are least squares on the factors ({scenario})", nearer, 0.05)
+            yield Check(f"ten times as many leave a tenth ({scenario})", abs(10 * nearer / near - 1), 0.3)
+
+    @torch.no_grad()
+    def _away(self, support: Support) -> float:
+        """How far the predictions for the support are from least squares, in deviations of the noise, at most."""
+        _, noise = self.features(support.side, support, support.partners)
+        worst = 0.0
+        for task, (features, target) in enumerate(seen(self, support)):
+            root = noise[support.owner == task].rsqrt().unsqueeze(1)
+            best = torch.linalg.lstsq(root * features, root * target.unsqueeze(1)).solution
+            left = root * features @ (self.adapt(support).mean[task].unsqueeze(1) - best)
+            worst = max(worst, float(left.abs().max()))
+        return worst
+
+
+def _repeated(support: Support, times: int) -> Support:
+    """Every rating so many times."""
+    entry = torch.arange(support.partner.numel()).repeat_interleave(times)
+    return replace(
+        support,
+        offsets=support.offsets * times,
+        partner=support.partner[entry],
+        rating=support.rating[entry],
+    )
 
 
 @hookimpl

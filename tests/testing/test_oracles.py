@@ -13,7 +13,12 @@ from metarec.plugins.algorithms.alpaca import Alpaca
 from metarec.plugins.algorithms.anil import ANIL
 from metarec.plugins.algorithms.imaml import IMAML
 from metarec.plugins.algorithms.importance import Importance
+from metarec.plugins.algorithms.lwa import LWA
 from metarec.plugins.algorithms.maml import MAML
+from metarec.plugins.algorithms.meta_cf import MetaCF
+from metarec.plugins.algorithms.meta_content import MetaContent
+from metarec.plugins.algorithms.metaemb import MetaEmb
+from metarec.plugins.algorithms.mwuf import MWUF
 from metarec.plugins.algorithms.reptile import Reptile
 from metarec.testing import Check, verify
 
@@ -75,6 +80,67 @@ class ForgetsItsWeights(Importance):
         return replace(draws, log_weight=torch.zeros_like(draws.log_weight).log_softmax(1))
 
 
+class NeverTurns(MetaCF):
+    def _turned(self, heads, side):
+        return heads
+
+
+class StepsTooFar(MetaCF):
+    def slope(self, support):
+        slope = super().slope(support)
+        return lambda heads: 1.001 * slope(heads)
+
+
+class LosesTheBias(MetaContent):
+    def features(self, side, lists, partners):
+        features, noise = super().features(side, lists, partners)
+        return torch.cat([torch.zeros_like(features[:, :1]), features[:, 1:]], 1), noise
+
+
+class KeepsItsPrior(MetaContent):
+    def posterior(self, support):
+        made = super().posterior(support)
+        return replace(made, mean=(made.mean + 1e-3 * made.prior) / (1 + 1e-3))
+
+
+class CutsTheStepFromItsStart(MetaEmb):
+    def slope(self, support):
+        slope = super().slope(support)
+        return lambda heads: slope(heads.detach())
+
+
+class ForgetsTheColdLoss(MetaEmb):
+    def loss(self, tasks):
+        return self.loss_of(self.place(tasks.support), tasks)
+
+
+class TakesWhatItDislikes(LWA):
+    def place(self, support):
+        return super().place(replace(support, rating=2 * self.mean_ - support.rating))
+
+
+class CountsTheRatings(LWA):
+    def place(self, support):
+        placed = super().place(support)
+        many = support.counts.clamp(min=1).unsqueeze(1)
+        return replace(placed, placed=placed.prior + many * (placed.placed - placed.prior))
+
+
+class ShiftsBeforeItScales(MWUF):
+    def _shift(self, support):
+        return self._scaling(support) * super()._shift(support)
+
+
+class ScalesTheStartAlone(MWUF):
+    def place(self, support):
+        placed = super().place(support)
+        bare = copy(self)
+        bare._scaling = lambda support: torch.ones(1, dtype=torch.float64)
+        return replace(
+            placed, placed=MWUF.place(bare, support).placed + placed.prior - self.head("user").start
+        )
+
+
 WRONG = [
     DropsTheSecondOrder,
     ForgetsTheWeights,
@@ -86,6 +152,16 @@ WRONG = [
     AbsorbsTwice,
     CountsItsSupportTwice,
     ForgetsItsWeights,
+    NeverTurns,
+    StepsTooFar,
+    LosesTheBias,
+    KeepsItsPrior,
+    CutsTheStepFromItsStart,
+    ForgetsTheColdLoss,
+    TakesWhatItDislikes,
+    CountsTheRatings,
+    ShiftsBeforeItScales,
+    ScalesTheStartAlone,
 ]
 
 

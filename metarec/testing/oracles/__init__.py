@@ -11,13 +11,14 @@ from typing import Protocol, runtime_checkable
 
 from metarec.learning import (
     Algorithm,
+    FactorHeadLearner,
     GradientMetaLearner,
     LatentLearner,
     PosteriorLearner,
     SamplingLearner,
     Updatable,
 )
-from metarec.testing.oracles import amortised, gradient, posterior, sampling, updatable
+from metarec.testing.oracles import amortised, factor_head, gradient, posterior, sampling, updatable
 from metarec.testing.oracles.check import Check, distance
 
 __all__ = ["ORACLES", "Check", "HasOracles", "distance", "verify"]
@@ -25,6 +26,7 @@ __all__ = ["ORACLES", "Check", "HasOracles", "distance", "verify"]
 Checks = Callable[[type[Algorithm]], Iterator[Check]]
 
 ORACLES: tuple[tuple[type, Checks], ...] = (
+    (FactorHeadLearner, factor_head.checks),
     (GradientMetaLearner, gradient.checks),
     (LatentLearner, amortised.checks),
     (PosteriorLearner, posterior.checks),
