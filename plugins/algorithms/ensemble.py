@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from metarec import (
     Adapted,
@@ -27,6 +29,7 @@ from metarec.data import Side
 from metarec.errors import ConfigError
 from metarec.learning import Explanation, leave_one_out
 from metarec.tasks import SCENARIOS, Cell
+from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 
 SIZES = (0, 1, 2, 4, 8, 16, 32, 64, "all")
 
@@ -148,6 +151,40 @@ class Ensemble(Algorithm):
     def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
         """The mean less what the members, and their weights, make of the rest of the support."""
         return leave_one_out(self, adapted, support, query)
+
+    @classmethod
+    def oracles(cls) -> Iterator[Check]:
+        """No slope invites to move the weights; and the prediction is the mixture of members that are fitted alone."""
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            errors = torch.randn(40, 5, generator=generator, dtype=torch.float64).cumsum(1)
+            products = errors.mT @ errors / 40
+            weights = simplex_weights(products)
+            # Karush, Kuhn, Tucker: where there is weight, the slope is the least of all.
+            slope = products @ weights
+            steep = float((weights * (slope - slope.min())).max())
+            error = max(steep, float(-weights.min()), abs(float(weights.sum()) - 1))
+            yield Check(f"weights are the least squares on the simplex (draw {seed})", error, 1e-10)
+        learner = fitted(cls, {"algorithms": ("bias", "entity-mean", "global-mean")})
+        members = [fitted(type(member), {}) for member in learner.members_.values()]
+        for scenario in SCENARIOS:
+            tasks = tasks_of(scenario)
+            found = learner.predict(learner.adapt(tasks.support), tasks.query)
+            parts = [member.predict(member.adapt(tasks.support), tasks.query) for member in members]
+            sizes, knots = learner.sizes_[scenario].numpy(), learner.weights_[scenario].numpy()
+            at = np.log1p(tasks.support.counts.numpy())[tasks.query.owner.numpy()]
+            weight = torch.from_numpy(np.stack([np.interp(at, sizes, column) for column in knots.T], 1))
+            law = MixtureSameFamily(
+                Categorical(weight),
+                Normal(
+                    torch.stack([part.mean for part in parts], 1),
+                    torch.stack([part.variance for part in parts if part.variance is not None], 1).sqrt(),
+                ),
+            )
+            yield Check(f"mean of the members' mixture ({scenario})", distance(found.mean, law.mean), 1e-10)
+            assert found.variance is not None
+            error = distance(found.variance, law.variance)
+            yield Check(f"variance of the members' mixture ({scenario})", error, 1e-10)
 
     def state(self) -> dict[str, Any]:
         """What `fit` learnt, each member as a mapping."""

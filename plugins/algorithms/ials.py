@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Self
 
 import torch
@@ -14,6 +15,8 @@ from metarec.data import Dataset, Side, partner_side
 from metarec.learning import Adapted, Algorithm, Explanation, Prediction, Run
 from metarec.ops import GaussianPosterior, gaussian_posterior, gaussian_update
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
+from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
+from metarec.testing.world import small_world
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,40 @@ class IALS(Algorithm):
             kind="additive",
         )
 
+    @classmethod
+    def oracles(cls) -> Iterator[Check]:
+        """Factors are the weighted ridge regression over the full matrix, whose objective falls with every sweep."""
+        options = {"rank": 4, "confidence": 7.0, "regularization": 0.5}
+        train, support = small_world(implicit=True).split.train, tasks_of("new-user", implicit=True).support
+        learners = [fitted(cls, {**options, "iterations": n}, implicit=True) for n in (1, 2, 4, 8)]
+        last, everybody = learners[-1], _matrix(train.user, train.item, (len(train.users), len(train.items)))
+        rows = support.partners.rows[support.partner]
+        newcomers = _matrix(support.owner, rows, (len(support), len(train.items)))
+        for whose, found, chosen in (
+            ("a known user", last.factors_["user"], everybody),
+            ("a new user", last.adapt(support).factors, newcomers),
+        ):
+            expected = torch.stack([last._ridge(row) for row in chosen])
+            yield Check(f"{whose} is weighted ridge over all items", distance(found, expected), 1e-10)
+        losses = [learner._objective(everybody) for learner in learners]
+        yield Check("every sweep lowers the objective", max(b - a for a, b in pairwise(losses)), 0.0)
+
+    def _ridge(self, chosen: Tensor) -> Tensor:
+        """float [rank]: the minimum of ``Σ c (p − xᵀy)² + λ‖x‖²`` over all items, by least squares on scaled rows."""
+        items = self.factors_["item"]
+        weight = (1 + (self.confidence - 1) * chosen).sqrt()
+        ridge = self.regularization**0.5 * torch.eye(self.rank).to(items)
+        left = torch.cat([weight.unsqueeze(1) * items, ridge])
+        right = torch.cat([weight * chosen, ridge.new_zeros(self.rank)])
+        solution: Tensor = torch.linalg.lstsq(left, right.unsqueeze(1)).solution
+        return solution.squeeze(1)
+
+    def _objective(self, chosen: Tensor) -> float:
+        users, items = self.factors_["user"], self.factors_["item"]
+        square = (1 + (self.confidence - 1) * chosen) * (chosen - users @ items.T).square()
+        penalty = self.regularization * (users.square().sum() + items.square().sum())
+        return float(square.sum() + penalty)
+
     def _solved(self, table: Tensor, lists: Ragged) -> GaussianPosterior:
         """Factors and Λ of entities that chose these rows of the other side's `table`.
 
@@ -169,6 +206,13 @@ def _chosen(train: Dataset, side: Side, device: torch.device) -> Ragged:
     lists = Ragged.grouped(train.rows(side).long(), len(train.entities(side)))
     partner = train.rows(partner_side(side)).long()[lists.partner]
     return Ragged(lists.offsets.to(device), partner.to(device))
+
+
+def _matrix(row: Tensor, column: Tensor, shape: tuple[int, int]) -> Tensor:
+    """float64 [rows, columns]: 1 where something was chosen."""
+    chosen = torch.zeros(shape, dtype=torch.float64)
+    chosen[row.long(), column.long()] = 1
+    return chosen
 
 
 def _folded(adapted: Adapted) -> Folded:

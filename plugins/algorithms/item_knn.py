@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -14,6 +14,8 @@ from metarec.data import Dataset
 from metarec.learning import Adapted, Algorithm, Explanation, Prediction, Run, leave_one_out
 from metarec.ops import cosine_topk
 from metarec.tasks import Query, Ragged, Support, Tasks
+from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
+from metarec.testing.world import small_world
 
 # Ratings that 0 is worth in the bias of an item or a user.
 PRIOR = 5
@@ -161,6 +163,45 @@ class ItemKNN(Algorithm):
         """The mean less what it is by the rest of the support."""
         return leave_one_out(self, adapted, support, query)
 
+    @classmethod
+    def oracles(cls) -> Iterator[Check]:
+        """The formula over all pairs of items and of users, by dense matrices."""
+        for feedback in cls.feedback:
+            implicit = feedback == "implicit"
+            train = small_world(implicit=implicit).split.train
+            # No item of this world has a tie between its 11th neighbour and the next.
+            learner = fitted(cls, {"neighbours": 11, "shrinkage": 3.0}, implicit=implicit)
+            mean, of_item, similarity = learner._by_matrices(train)
+            for scenario in cls.scenarios:
+                tasks = tasks_of(scenario, implicit=implicit)
+                support, query = tasks.support, tasks.query
+                seen, asked = support.partners.rows[support.partner], query.partners.rows[query.partner]
+                rated, heard = _matrices(support.owner, seen, support.rating, (len(tasks), len(of_item)))
+                residual = (rated - mean - of_item) * heard
+                bias = 0 if implicit else residual.sum(1, keepdim=True) / (heard.sum(1, keepdim=True) + PRIOR)
+                away = (residual - bias) * heard
+                weight = 0 if implicit else heard @ similarity.T
+                expected = mean + bias + of_item + away @ similarity.T / (BASELINE + weight)
+                found = learner.predict(learner.adapt(support), query).mean
+                error = distance(found, expected[query.owner, asked])
+                yield Check(f"mean by dense matrices ({scenario}, {feedback})", error, 1e-10)
+
+    def _by_matrices(self, train: Dataset) -> tuple[float, Tensor, Tensor]:
+        """Mean, biases of the items, and similarities, 0 where another item is no neighbour."""
+        shape = len(train.items), len(train.users)
+        columns, rated = _matrices(train.item, train.user, train.rating, shape)
+        mean, of_item = 0.0, columns.new_zeros(len(columns))
+        if not self.implicit_:
+            mean = float(columns.sum() / rated.sum())
+            of_item = ((columns - mean) * rated).sum(1) / (rated.sum(1) + PRIOR)
+            columns = (columns - mean - of_item.unsqueeze(1)) * rated
+            columns = (columns - columns.sum(0) / (rated.sum(0) + PRIOR)) * rated
+        size = columns.square().sum(1) + self.shrinkage
+        similarity = columns @ columns.T / (size * size.unsqueeze(1)).sqrt()
+        similarity.fill_diagonal_(-1)
+        least = similarity.topk(self.neighbours).values[:, -1:]
+        return mean, of_item, similarity.where((similarity >= least) & (similarity > 0), 0)
+
     def _bias(self, rows: Tensor) -> Tensor:
         return self.bias_[rows.clamp(min=0)].masked_fill(rows < 0, 0.0)
 
@@ -169,6 +210,14 @@ def _shrunk(residual: Tensor, row: Tensor, count: int, prior: float) -> Tensor:
     """float [count]: the mean residual of each row, as if `prior` more were 0."""
     total = residual.new_zeros(count).index_add_(0, row, residual)
     return total / (torch.bincount(row, minlength=count) + prior)
+
+
+def _matrices(row: Tensor, column: Tensor, rating: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """float64 [rows, columns] twice: the ratings, and 1 where there is one."""
+    rated, heard = torch.zeros(2, *shape, dtype=torch.float64)
+    place = row.long(), column.long()
+    rated[place], heard[place] = rating.double(), 1.0
+    return rated, heard
 
 
 @hookimpl

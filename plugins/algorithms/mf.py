@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -15,6 +15,9 @@ from metarec.learning import Adapted, Algorithm, Descent, Prediction, Run
 from metarec.learning.factorisation import factorise, pattern, standardisation
 from metarec.ops import gaussian_posterior
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
+from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
+from metarec.testing.oracles.factorisation import descended, everything
+from metarec.testing.world import small_world
 
 LEAST_VARIANCE = 1e-6
 
@@ -129,6 +132,53 @@ class MatrixFactorisation(Algorithm):
     def forget(self, adapted: Adapted, rating: Support) -> FoldedIn:
         """One rating less per task, in O(rank³)."""
         return self._updated(_folded_in(adapted), rating, -1)
+
+    @classmethod
+    def oracles(cls) -> Iterator[Check]:
+        """Folding in is a ridge regression by least squares, the same at which descent ends."""
+        learner = fitted(cls, {"descent": Descent(rank=3, epochs=10, learning_rate=0.05)})
+        for scenario in ("new-user", "new-item"):
+            tasks = tasks_of(scenario)
+            prediction = learner.predict(learner.adapt(tasks.support), tasks.query)
+            mean, variance = learner._by_least_squares(tasks)
+            assert prediction.variance is not None
+            yield Check(f"mean by least squares ({scenario})", distance(prediction.mean, mean), 1e-10)
+            error = distance(prediction.variance, variance)
+            yield Check(f"variance by least squares ({scenario})", error, 1e-10)
+        train, learner = (
+            small_world().split.train,
+            fitted(cls, {"descent": Descent(rank=2, epochs=1, l2=0.1)}),
+        )
+        ends = descended(train, learner.descent)
+        learner.known_ = {side: ends[side] for side in SIDES}
+        learner.prior_covariance_ = {side: 1e9 * torch.eye(3, dtype=torch.float64) for side in SIDES}
+        for side, rows in ends.items():
+            error = distance(learner.adapt(everything(train, side)).mean, rows)
+            yield Check(
+                f"a prior that says nothing leaves the rows at which descent ends ({side})", error, 2e-3
+            )
+
+    def _by_least_squares(self, tasks: Tasks) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the query, task by task, where all partners are known.
+
+        The prior is as good as ratings of its mean for the rows of a root of its precision, and the λ of each rating as
+        a rating of 0 for √λ times each unit vector.
+        """
+        support, query, side = tasks.support, tasks.query, tasks.support.side
+        known, prior = self.known_[partner_side(side)], self.prior_mean_[side]
+        root = torch.linalg.cholesky(torch.linalg.inv(self.prior_covariance_[side])).T
+        means, variances = [], []
+        for task in range(len(tasks)):
+            seen = known[support.partners.rows[support.partner[support.owner == task]]]
+            rating = (support.rating[support.owner == task] - self.mean_) / self.deviation_
+            ridge = torch.eye(len(prior)).to(root) * (self.descent.l2 * len(rating) / self.noise_) ** 0.5
+            left = torch.cat([root, pattern(seen) / self.noise_**0.5, ridge])
+            target = [root @ prior, (rating - seen[:, 0]) / self.noise_**0.5, torch.zeros_like(prior)]
+            inverse = torch.linalg.pinv(left)
+            asked = known[query.partners.rows[query.partner[query.owner == task]]]
+            means.append(asked[:, 0] + pattern(asked) @ (inverse @ torch.cat(target)))
+            variances.append((pattern(asked) @ inverse).square().sum(1) + self.noise_)
+        return self.mean_ + self.deviation_ * torch.cat(means), self.deviation_**2 * torch.cat(variances)
 
     def _partners(self, side: Side, partners: EntityRows) -> Tensor:
         """float [P, 1 + rank]: bias and factors of the partners of tasks on `side`."""

@@ -11,13 +11,17 @@ import torch
 
 from metarec.plugins.algorithms.alpaca import Alpaca
 from metarec.plugins.algorithms.anil import ANIL
+from metarec.plugins.algorithms.ensemble import Ensemble
+from metarec.plugins.algorithms.ials import IALS
 from metarec.plugins.algorithms.imaml import IMAML
 from metarec.plugins.algorithms.importance import Importance
+from metarec.plugins.algorithms.item_knn import ItemKNN
 from metarec.plugins.algorithms.lwa import LWA
 from metarec.plugins.algorithms.maml import MAML
 from metarec.plugins.algorithms.meta_cf import MetaCF
 from metarec.plugins.algorithms.meta_content import MetaContent
 from metarec.plugins.algorithms.metaemb import MetaEmb
+from metarec.plugins.algorithms.mf import MatrixFactorisation
 from metarec.plugins.algorithms.mwuf import MWUF
 from metarec.plugins.algorithms.reptile import Reptile
 from metarec.testing import Check, verify
@@ -141,6 +145,32 @@ class ScalesTheStartAlone(MWUF):
         )
 
 
+class LosesTheRidge(MatrixFactorisation):
+    def _folded_in(self, side, features, residual, noise, offsets):
+        bare = copy(self)
+        bare.descent = replace(self.descent, l2=0.0)
+        return MatrixFactorisation._folded_in(bare, side, features, residual, noise, offsets)
+
+
+class ForgetsWhatWasNotChosen(IALS):
+    def _solved(self, table, lists):
+        return super()._solved(0.9 * table, lists)
+
+
+class LosesTheShrinkage(ItemKNN):
+    def fit(self, train, *, valid=None, run=None):
+        bare = copy(self)
+        bare.shrinkage = 0.0
+        ItemKNN.fit(bare, train, valid=valid, run=run)
+        return self.restore(bare.state())
+
+
+class MixesTheMeansAlone(Ensemble):
+    def predict(self, adapted, query):
+        prediction = super().predict(adapted, query)
+        return replace(prediction, variance=prediction.variance * 0.99)
+
+
 WRONG = [
     DropsTheSecondOrder,
     ForgetsTheWeights,
@@ -162,6 +192,10 @@ WRONG = [
     CountsTheRatings,
     ShiftsBeforeItScales,
     ScalesTheStartAlone,
+    LosesTheRidge,
+    ForgetsWhatWasNotChosen,
+    LosesTheShrinkage,
+    MixesTheMeansAlone,
 ]
 
 

@@ -63,21 +63,6 @@ def test_equal_members_share_and_opposite_ones_cancel():
     assert simplex_weights(opposite).tolist() == pytest.approx([0.5, 0.5])
 
 
-def test_prediction_is_the_mixture_of_its_members(fitted: Ensemble):
-    tasks = tasks_of("new-user")
-    found = fitted.predict(fitted.adapt(tasks.support), tasks.query)
-    members = [create_algorithm(name).fit(small_world().split.train, run=DOUBLE) for name in FAST]
-    parts = [member.predict(member.adapt(tasks.support), tasks.query) for member in members]
-    sizes, weights = fitted.sizes_["new-user"].numpy(), fitted.weights_["new-user"].numpy()
-    at = np.log1p(tasks.support.counts.numpy())[tasks.query.owner.numpy()]
-    weight = np.stack([np.interp(at, sizes, column) for column in weights.T], 1)
-    mean = sum(weight[:, m] * part.mean.numpy() for m, part in enumerate(parts))
-    second = sum(weight[:, m] * (part.variance + part.mean.square()).numpy() for m, part in enumerate(parts))
-    np.testing.assert_allclose(found.mean.numpy(), mean, rtol=1e-10)
-    np.testing.assert_allclose(found.variance.numpy(), second - mean**2, rtol=1e-8)
-    assert np.ptp(weight, axis=0).max() > 0.01, "the weights should depend on the size of the support"
-
-
 @pytest.mark.parametrize("scenario", ["warm", "new-user", "new-item", "new-both"])
 def test_each_scenario_has_weights_of_its_own(fitted: Ensemble, scenario: str):
     tasks = tasks_of(scenario)
