@@ -77,34 +77,16 @@ def cosine_scores(
     return scores
 
 
-def _fake_scores(
-    left: Tensor, right: Tensor, left_rows: Tensor, right_rows: Tensor, sparse_grad: bool
-) -> tuple[Tensor, Tensor]:
+def _fake_scores(left: Tensor, left_rows: Tensor) -> tuple[Tensor, Tensor]:
     scores = left.new_empty(left_rows.size(0), dtype=reference.arithmetic_type(left.dtype))
     return scores, torch.empty_like(scores)
 
 
-def _fake_gradient(
-    gradient: Tensor,
-    scores: Tensor,
-    inverse_norms: Tensor,
-    left: Tensor,
-    right: Tensor,
-    left_rows: Tensor,
-    right_rows: Tensor,
-) -> Tensor:
+def _fake_gradient(left: Tensor) -> Tensor:
     return left.new_empty(left.shape)
 
 
-def _fake_row_gradient(
-    gradient: Tensor,
-    scores: Tensor,
-    inverse_norms: Tensor,
-    left: Tensor,
-    right: Tensor,
-    left_rows: Tensor,
-    right_rows: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _fake_row_gradient(left: Tensor) -> tuple[Tensor, Tensor]:
     count = torch.library.get_ctx().new_dynamic_size()
     return left.new_empty(count, dtype=torch.int64), left.new_empty(count, left.size(1))
 

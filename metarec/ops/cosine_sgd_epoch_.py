@@ -152,7 +152,7 @@ def _check_like(name: str, value: Tensor, shape: tuple[int, ...], users: Tensor)
         )
 
 
-def _fake_epoch(users: Tensor, *arguments: Tensor | float | None) -> Tensor:
+def _fake_epoch(users: Tensor) -> Tensor:
     return users.new_empty((), dtype=torch.float64)
 
 

@@ -168,7 +168,7 @@ def _is_cosine(op: str, similarity: str) -> bool:
     return similarity == "cosine"
 
 
-def _fake_prepare(items: Tensor, cosine: bool, compact: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_prepare(items: Tensor, compact: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     norms = items.new_empty(items.size(0), dtype=torch.float64)
     groups = -(-items.size(0) // reference.CODE_GROUP) if compact else 0
     codes = items.new_empty((groups, -(-items.size(1) // 2), reference.CODE_GROUP, 2), dtype=torch.int8)
@@ -176,18 +176,7 @@ def _fake_prepare(items: Tensor, cosine: bool, compact: bool) -> tuple[Tensor, T
     return norms, norms.new_empty(1), codes, bounds
 
 
-def _fake_topk(
-    queries: Tensor,
-    items: Tensor,
-    norms: Tensor,
-    largest_norm: Tensor,
-    codes: Tensor,
-    code_bounds: Tensor,
-    k: int,
-    excluded_offsets: Tensor | None,
-    excluded_rows: Tensor | None,
-    cosine: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake_topk(queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     shape = (queries.size(0), k)
     return queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
 

@@ -255,19 +255,7 @@ def _check_like(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.d
         )
 
 
-def _fake_update(
-    table: Tensor,
-    state: list[Tensor],
-    rows: Tensor,
-    gradients: Tensor,
-    rule: str,
-    lr: float,
-    l2: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> None:
+def _fake_update() -> None:
     return None
 
 

@@ -156,20 +156,19 @@ def _check_shape(op: str, name: str, value: Tensor, shapes: list[tuple[int, ...]
         raise ValueError(f"{op}: {name} must have shape {expected}, got {list(value.shape)}")
 
 
-def _fake_posterior(
-    features: Tensor, targets: Tensor, precision: Tensor, offsets: Tensor, *prior: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_posterior(features: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tasks, rank = offsets.size(0) - 1, features.size(1)
     return features.new_empty(tasks, rank), features.new_empty(tasks, rank, rank), features.new_empty(tasks)
 
 
-def _fake_backward(*arguments: Tensor) -> tuple[Tensor, ...]:
-    features, targets, precision, _, prior_mean, prior_precision = arguments[3:9]
+def _fake_backward(
+    features: Tensor, targets: Tensor, precision: Tensor, prior_mean: Tensor, prior_precision: Tensor
+) -> tuple[Tensor, ...]:
     like = (features, targets, precision, prior_mean, prior_precision)
     return tuple(features.new_empty(tensor.shape) for tensor in like)
 
 
-def _fake_update(mean: Tensor, cholesky: Tensor, *observation: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_update(mean: Tensor, cholesky: Tensor) -> tuple[Tensor, Tensor]:
     return mean.new_empty(mean.shape), mean.new_empty(cholesky.shape)
 
 

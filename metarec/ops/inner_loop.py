@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -461,45 +462,43 @@ def _check_shape(op: str, name: str, value: Tensor, shape: tuple[int, ...], like
         raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {list(value.shape)}")
 
 
-# What the op's arguments are, in their order, and which of them may have a gradient.
-_ARGUMENTS = (
-    "support", "targets", "weights", "support_offsets", "mean", "query", "query_offsets", "parameters", "widths",
-    "activation", "loss", "rates", "output_scales", "input_scales", "scales", "pull", "order", "keep", "room",
-)  # fmt: skip
+# The op's arguments, in their order, and which of them may have a gradient.
+_ARGUMENTS = tuple(inspect.signature(reference.inner_loop).parameters)
 _DIFFERENTIABLE = (
     "support", "targets", "weights", "query", "parameters", "rates", "output_scales", "input_scales", "scales",
 )  # fmt: skip
 
 
-def _fake_loop(support: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    named = dict(zip(_ARGUMENTS[1:], arguments, strict=True))
-    query: Tensor = named["query"]
-    return query.new_empty(query.size(0), named["widths"][-1]), query.new_empty(named["room"])
+def _fake_loop(query: Tensor, widths: list[int], room: int) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.size(0), widths[-1]), query.new_empty(room)
 
 
-def _fake_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
-    named = dict(zip((*_ARGUMENTS[:-1], "trace", "wanted"), arguments, strict=True))
+def _fake_backward(
+    support: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    query: Tensor,
+    parameters: Tensor,
+    rates: Tensor,
+    output_scales: Tensor | None,
+    input_scales: Tensor | None,
+    scales: Tensor | None,
+    wanted: list[bool],
+) -> list[Tensor]:
+    like = (support, targets, weights, query, parameters, rates, output_scales, input_scales, scales)
     return [
-        grad.new_empty(named[name].shape if wanted and named[name] is not None else (0,))
-        for name, wanted in zip(_DIFFERENTIABLE, named["wanted"], strict=True)
+        query.new_empty(tensor.shape if needed and tensor is not None else (0,))
+        for tensor, needed in zip(like, wanted, strict=True)
     ]
 
 
 def _fake_state(
     support: Tensor,
-    targets: Tensor,
-    weights: Tensor,
     support_offsets: Tensor,
-    mean: bool,
     parameters: Tensor,
     widths: list[int],
-    activation: str,
-    loss: str,
-    rates: Tensor,
     output_scales: Tensor | None,
-    input_scales: Tensor | None,
     scales: Tensor | None,
-    pull: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     full = scales is not None and output_scales is None
     rows = 0 if full else support.size(0)
@@ -511,23 +510,12 @@ def _fake_state(
     )
 
 
-def _fake_predict(
-    rows: Tensor,
-    coefficients: Tensor,
-    adapted: Tensor,
-    support_offsets: Tensor,
-    query: Tensor,
-    query_offsets: Tensor,
-    parameters: Tensor,
-    widths: list[int],
-    activation: str,
-) -> Tensor:
+def _fake_predict(query: Tensor, widths: list[int]) -> Tensor:
     return query.new_empty(query.size(0), widths[-1])
 
 
-def _fake_effects(support: Tensor, *arguments: Any) -> Tensor:
-    named = dict(zip((*_ARGUMENTS[1:-3], "pairs"), arguments, strict=True))
-    return support.new_empty(named["pairs"], named["widths"][-1])
+def _fake_effects(query: Tensor, widths: list[int], pairs: int) -> Tensor:
+    return query.new_empty(pairs, widths[-1])
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def register(
 
     The schema is the one of ``csrc/ops``; without a native build it is inferred from the annotations of the
     reference and the names of the arguments that it ``mutates``. A device without a kernel of its own runs the
-    reference.
+    reference. Of the op's arguments, ``fake`` takes those that it names.
     """
     name = reference.__name__
     qualified = f"{NAMESPACE}::{name}"
@@ -61,7 +62,18 @@ def register(
         return tuple(result.contiguous() for result in results)
 
     _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_fake(qualified, _for_arguments_of(reference, fake), lib=_library)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _for_arguments_of(reference: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function that takes some of the arguments of the reference be given them all."""
+    signature, needed = inspect.signature(reference), inspect.signature(function).parameters
+
+    def call(*args: Any, **named: Any) -> Any:
+        given = signature.bind(*args, **named).arguments
+        return function(*(given[name] for name in needed))
+
+    return call
