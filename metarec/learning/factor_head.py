@@ -39,6 +39,7 @@ class FactorHead(LinearHead):
     """
 
     table: Tensor
+    average: Tensor
     start: Tensor
 
     def __init__(
@@ -52,6 +53,7 @@ class FactorHead(LinearHead):
     ) -> None:
         super().__init__(entity, partner, size, other.shape[1] + 1)
         self.register_buffer("table", other, persistent=False)
+        self.register_buffer("average", other.mean(0), persistent=False)
         heads = torch.cat([torch.ones_like(own[:, :1]), own[:, 1:], own[:, :1] + offset], 1)
         self.register_buffer("start", heads.mean(0), persistent=False)
         with torch.no_grad():
@@ -67,10 +69,11 @@ class FactorHead(LinearHead):
 
     def features(self, partners: EntityRows) -> tuple[Tensor, Tensor]:
         vectors = self.partner(partners)
-        new = partners.rows < 0
-        known = self.table.index_select(0, partners.rows.clamp(min=0))
-        placed = torch.where(new.unsqueeze(1), self.table.mean(0) + self.project(vectors), known)
-        log_noise = self.log_noise(vectors).squeeze(1) + new.to(vectors.dtype) * self.log_noise_of_new
+        is_new = partners.rows < 0
+        new = is_new.nonzero().flatten()
+        placed = self.table.index_select(0, partners.rows.clamp(min=0))
+        placed = placed.index_copy(0, new, self.average + self.project(vectors.index_select(0, new)))
+        log_noise = self.log_noise(vectors).squeeze(1) + is_new.to(vectors.dtype) * self.log_noise_of_new
         return torch.cat([placed, placed.new_ones(len(partners), 1)], 1), log_noise.exp()
 
     def prior_mean(self, entities: EntityRows) -> Tensor:

@@ -11,7 +11,9 @@ from metarec.learning.abilities import Explanation
 from metarec.learning.algorithm import Adapted
 from metarec.learning.linear_head import AdaptedHead, LinearHeadLearner
 from metarec.ops import gaussian_posterior, gaussian_update
-from metarec.tasks import Query, Support
+from metarec.tasks import Query, Ragged, Support
+
+BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,19 @@ class Posterior(AdaptedHead):
         return self.mean
 
     def unknown(self, features: Tensor, owner: Tensor) -> Tensor:
-        cholesky = self.cholesky.index_select(0, owner)
-        half: Tensor = torch.linalg.solve_triangular(cholesky, features.unsqueeze(2), upper=False)
-        return half.square().sum((1, 2))
+        # A task's factor serves BLOCK of its features at once; the places that are left in the last block hold 0.
+        lists = Ragged.grouped(owner, len(self.mean))
+        blocks = -(-lists.counts // BLOCK)
+        first = (blocks.cumsum(0) - blocks) * BLOCK
+        slot = torch.arange(len(owner), device=owner.device) + (first - lists.offsets[:-1])[lists.owner]
+        filled = features.new_zeros(int(blocks.sum()) * BLOCK, features.shape[1])
+        filled = filled.index_copy(0, slot, features.index_select(0, lists.partner))
+        task = torch.repeat_interleave(torch.arange(len(blocks), device=owner.device), blocks)
+        half: Tensor = torch.linalg.solve_triangular(
+            self.cholesky.index_select(0, task), filled.view(-1, BLOCK, features.shape[1]).mT, upper=False
+        )
+        square = half.square().sum(1).flatten().index_select(0, slot)
+        return torch.zeros_like(square).index_copy(0, lists.partner, square)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         shape, like = (*self.mean.shape, count), self.mean
