@@ -1,9 +1,18 @@
-"""Options of plugins: whatever stands, typed and keyword-only, in a class's ``__init__``."""
+"""Options of plugins: whatever stands, typed and keyword-only, in a class's ``__init__``.
+
+A class that changes defaults of its base, or adds to its options, names these alone and passes the rest on. The base's
+are then options of the class too:
+
+    class Patient(Learner):
+        def __init__(self, *, epochs: int = 90, momentum: float = 0.9, **options: Any) -> None:
+            super().__init__(epochs=epochs, **options)
+            self.momentum = momentum
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -47,12 +56,35 @@ class Option:
     range: Range | None
 
 
+def parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """The options of a plugin class as parameters, by name and with their types resolved.
+
+    What its own ``__init__`` names stands first; then, where that has ``**options``, what the next one along the MRO
+    names beside it.
+
+    Raises
+    ------
+    ConfigError
+        One of them may be positional, or has no type.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base) or base is object or vars(base).get("_is_protocol"):
+            continue  # the ``__init__`` of an ability is only there to keep it from being made
+        named = _named_by(base)
+        for name, one in named.items():
+            found.setdefault(name, one)
+        if not any(one.kind is one.VAR_KEYWORD for one in named.values()):
+            break
+    return {name: one for name, one in found.items() if one.kind is not one.VAR_KEYWORD}
+
+
 def options_of(cls: type) -> list[Option]:
-    """The options of a plugin class, in the order of its ``__init__``.
+    """The options of a plugin class, in the order of `parameters`.
 
     An option whose type is a dataclass is a group: its fields are shown as ``group.field``.
     """
-    return [option for name in _parameters(cls) for option in _shown(cls, name)]
+    return [option for one in parameters(cls).values() for option in _shown(one)]
 
 
 def build(cls: type[T], given: Mapping[str, Any], *, what: str) -> T:
@@ -77,9 +109,12 @@ def build(cls: type[T], given: Mapping[str, Any], *, what: str) -> T:
         valid = _model(cls)(**_completed(cls, given))
     except ValidationError as error:
         raise ConfigError(f"{what}: {first_problem(error)}") from None
+    for problem in _bools_for_numbers(given, vars(valid)):
+        raise ConfigError(f"{what}: {problem}")
     return cls(**{name: getattr(valid, name) for name in valid.model_fields_set})
 
 
+_NUMBERS = {int: "integer", float: "number"}
 _EXPECTED = {"too_short": "at least one", "tuple_type": "a list", "path_type": "a path"}
 
 
@@ -103,18 +138,32 @@ def _expected(problem: ErrorDetails) -> str:
     return _EXPECTED.get(problem["type"], message.partition(", unable to parse")[0])
 
 
+def _bools_for_numbers(given: Any, valid: Any, *where: str) -> Iterator[str]:
+    """What is wrong where `valid` has a number for a bool that was given: pydantic takes true for 1."""
+    match given, valid:
+        case bool(), int() | float() if not isinstance(valid, bool):
+            yield f"{'.'.join(where)} is {given}, expected a valid {_NUMBERS[type(valid)]}"
+        case Mapping(), _:
+            parts = valid if isinstance(valid, Mapping) else vars(valid)
+            for name, value in given.items():
+                yield from _bools_for_numbers(value, parts.get(name), *where, name)
+        case [*values], [*made]:
+            for place, pair in enumerate(zip(values, made, strict=False)):
+                yield from _bools_for_numbers(*pair, *where, str(place))
+
+
 def _check_names(cls: type, given: Mapping[str, Any], what: str) -> None:
-    known = _parameters(cls)
+    known = parameters(cls)
     for name, value in given.items():
         if name not in known:
             raise ConfigError(f"{what}: {unknown_name('option', name, known)}")
-        if is_dataclass(group := _hints(cls)[name]) and isinstance(value, Mapping):
+        if is_dataclass(group := known[name].annotation) and isinstance(value, Mapping):
             _check_names(cast(type, group), value, f"{what}: {name}")
 
 
 def _completed(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """`given`, the part of a group that it names completed with this class's default for the rest."""
-    known = _parameters(cls)
+    known = parameters(cls)
     return {
         name: {**vars(known[name].default), **value}
         if is_dataclass(known[name].default) and isinstance(value, Mapping)
@@ -123,8 +172,8 @@ def _completed(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(cls: type, name: str) -> list[Option]:
-    hint, default = _hints(cls)[name], _parameters(cls)[name].default
+def _shown(parameter: inspect.Parameter) -> list[Option]:
+    name, hint, default = parameter.name, parameter.annotation, parameter.default
     if not is_dataclass(hint):
         return [Option(name, _type_name(hint), default, _range(hint))]
     return [
@@ -133,26 +182,17 @@ def _shown(cls: type, name: str) -> list[Option]:
     ]
 
 
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    if _init(cls) is object.__init__:
-        return {}
-    parameters = dict(inspect.signature(cls).parameters)
-    for name, parameter in parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and not is_dataclass(cls):
-            raise ConfigError(f"{cls.__qualname__}.__init__: {name} must be keyword-only")
-    return parameters
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    hints = get_type_hints(_init(cls), include_extras=True) if _parameters(cls) else {}
-    for name in _parameters(cls):
-        if name not in hints:
-            raise ConfigError(f"{cls.__qualname__}.__init__: {name} must have a type")
-    return hints
-
-
-def _init(cls: type) -> Any:
-    return inspect.getattr_static(cls, "__init__")
+def _named_by(cls: type) -> dict[str, inspect.Parameter]:
+    """What stands in the ``__init__`` of this very class."""
+    init = vars(cls)["__init__"]
+    _, *own = inspect.signature(init).parameters.values()
+    hints = get_type_hints(init, include_extras=True)
+    for one in own:
+        if one.kind not in (one.KEYWORD_ONLY, one.VAR_KEYWORD) and not is_dataclass(cls):
+            raise ConfigError(f"{cls.__qualname__}.__init__: {one.name} must be keyword-only")
+        if one.name not in hints:
+            raise ConfigError(f"{cls.__qualname__}.__init__: {one.name} must have a type")
+    return {one.name: one.replace(annotation=hints[one.name]) for one in own}
 
 
 def _range(hint: Any) -> Range | None:
@@ -178,10 +218,9 @@ def _type_name(hint: Any) -> str:
 
 
 def _model(cls: type) -> type[BaseModel]:
-    hints = _hints(cls)
     fields: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
-        for name, parameter in _parameters(cls).items()
+        name: (one.annotation, ... if one.default is one.empty else one.default)
+        for name, one in parameters(cls).items()
     }
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
     return create_model(cls.__name__, __config__=config, **fields)

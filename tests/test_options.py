@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 
@@ -60,12 +60,80 @@ def test_a_dataclass_is_a_group_of_options():
         ({"rtae": 1}, "learner: schedule: unknown option 'rtae': did you mean 'rate'?"),
         ({"epochs": 0}, "learner: schedule.epochs is 0, expected greater than or equal to 1"),
         ({"rate": "fast"}, "learner: schedule.rate is 'fast', expected a valid number"),
+        ({"epochs": True}, "learner: schedule.epochs is True, expected a valid integer"),
     ],
 )
 def test_wrong_options_of_a_group_are_named(given, expected):
     with pytest.raises(ConfigError) as caught:
         build(Learner, {"schedule": given}, what="learner")
     assert str(caught.value) == expected
+
+
+class Ability(Protocol):
+    def able(self) -> None: ...
+
+
+class Patient(Learner):
+    """Adds an option, and passes the base's on."""
+
+    def __init__(self, *, momentum: Annotated[float, Range(0, 1)] = 0.9, **options: Any) -> None:
+        super().__init__(**options)
+        self.momentum = momentum
+
+
+class Hasty(Patient):
+    """Has another default and another range for one of its base's options."""
+
+    def __init__(
+        self,
+        *,
+        haste: int,
+        momentum: Annotated[float, Range(0, 0.5)] = 0.1,
+        schedule: Schedule = Schedule(1),
+        **options: Any,
+    ) -> None:
+        super().__init__(momentum=momentum, schedule=schedule, **options)
+        self.haste = haste
+
+
+class Heir(Ability, Hasty):
+    """Has no ``__init__`` of its own."""
+
+    def able(self) -> None: ...
+
+
+def test_options_that_are_passed_on_to_a_base_are_the_class_s_too():
+    shown = [(option.name, option.default) for option in options_of(Patient)]
+    assert shown == [("momentum", 0.9), ("schedule.epochs", 7), ("schedule.rate", 0.5)]
+    made = build(Patient, {"schedule": {"rate": 2}}, what="patient")
+    assert (made.momentum, made.schedule) == (0.9, Schedule(7, 2.0))
+    with pytest.raises(ConfigError) as caught:
+        build(Patient, {"shcedule": {}}, what="patient")
+    assert str(caught.value) == "patient: unknown option 'shcedule': did you mean 'schedule'?"
+
+
+@pytest.mark.parametrize("cls", [Hasty, Heir])
+def test_a_default_and_a_type_are_those_of_the_class_that_names_them_first(cls):
+    shown = [(option.name, option.default) for option in options_of(cls)]
+    assert shown[1:] == [("momentum", 0.1), ("schedule.epochs", 1), ("schedule.rate", 0.5)]
+    made = build(cls, {"haste": 3, "schedule": {"rate": 2}}, what="hasty")
+    assert (made.haste, made.momentum, made.schedule) == (3, 0.1, Schedule(1, 2.0))
+    with pytest.raises(ConfigError, match=r"^hasty: momentum is 0\.9, expected less than or equal to 0\.5$"):
+        build(cls, {"haste": 3, "momentum": 0.9}, what="hasty")
+    with pytest.raises(ConfigError, match=r"^hasty: haste is missing$"):
+        build(cls, {}, what="hasty")
+
+
+def test_a_base_that_does_not_pass_options_on_ends_them():
+    class Closed(Thing):
+        def __init__(self, *, rank: int = 3) -> None:
+            super().__init__(path=Path("here"), rank=rank)
+
+    class Open(Closed):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+
+    assert [option.name for option in options_of(Open)] == ["rank"]
 
 
 def test_options_are_shown_in_order_with_type_default_and_range():
@@ -105,6 +173,10 @@ def test_given_options_are_converted_to_their_types_and_the_rest_keep_their_defa
             {"shares": ["x", "x"]},
             "shares.0 is 'x', expected a valid number",
         ),
+        ({"rank": True}, "rank is True, expected a valid integer"),
+        ({"limit": True}, "limit is True, expected a valid integer"),
+        ({"shares": [0.5, True]}, "shares.1 is True, expected a valid number"),
+        ({"sizes": [3, True]}, "sizes.1 is True, expected a valid integer"),
         ({"mode": "slow"}, "mode is 'slow', expected 'fast' or 'exact'"),
         ({"mode": "two\nlines"}, r"mode is 'two\nlines', expected 'fast' or 'exact'"),
     ],

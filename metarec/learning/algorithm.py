@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from metarec.data import Dataset
 from metarec.learning.run import Run
+from metarec.options import parameters
 from metarec.tasks import SCENARIOS, Query, Support, Tasks
 
 
@@ -59,9 +59,10 @@ class Adapted:
 class Algorithm(ABC):
     """Fits across tasks and adapts to one.
 
-    ``__init__`` is keyword-only and typed, and only stores: so options are validated, shown and tuned. What `fit`
-    learns ends in ``_`` and is a tensor, a number, a string, or a mapping from strings to such; that is what an
-    artifact holds.
+    ``__init__`` is keyword-only and typed, and only stores: so options are validated, shown and tuned. It names what it
+    adds to its base's options, or gives another default, and passes on the rest as ``**options``: these are shown too.
+    What `fit` learns ends in ``_`` and is a tensor, a number, a string, or a mapping from strings to such; that is what
+    an artifact holds.
 
     Attributes
     ----------
@@ -108,7 +109,7 @@ class Algorithm(ABC):
 
     def options(self) -> dict[str, Any]:
         """The options that this instance was made with."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: getattr(self, name) for name in parameters(type(self))}
 
     def state(self) -> dict[str, Any]:
         """What `fit` learnt: every attribute whose name ends in one underscore."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
@@ -26,7 +26,7 @@ from metarec.ops import (
     inner_loop_state,
 )
 from metarec.options import Range
-from metarec.tasks import EntityRows, Query, Ragged, Sampling, Support, Tasks
+from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,6 @@ class GradientMetaLearner(NeuralAlgorithm):
         Whether the head gives a variance too, where feedback is explicit.
     training : Training
         How the weights are trained, by default for 10 epochs with an `l2` of 0.0003: else content is learnt by heart.
-    sampling : Sampling
-        How training tasks are drawn.
     """
 
     order: ClassVar[Literal[1, 2]] = 2
@@ -210,8 +208,9 @@ class GradientMetaLearner(NeuralAlgorithm):
         dropout: Annotated[float, Range(0.0, 0.9)] = 0.0,
         uncertainty: bool = False,
         training: Training = Training(epochs=10, l2=3e-4),
-        sampling: Sampling = Sampling(),
+        **options: Any,
     ) -> None:
+        super().__init__(training=training, **options)
         self.size = size
         self.hidden = hidden
         self.inner_steps = inner_steps
@@ -219,8 +218,6 @@ class GradientMetaLearner(NeuralAlgorithm):
         self.prior_ratings = prior_ratings
         self.dropout = dropout
         self.uncertainty = uncertainty
-        self.training = training
-        self.sampling = sampling
 
     def build(self, sizes: Sizes) -> Towers:
         """The embeddings and the heads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metarec.data import Side
 from metarec.learning.algorithm import Adapted, Prediction
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, distinct
+from metarec.options import Range
 from metarec.tasks import EntityRows, Query, Ragged
 
 
@@ -95,12 +96,26 @@ class LinearHeadLearner(NeuralAlgorithm):
     are learnt features of p (of its attributes, and of its own where it is known), and m is a network of the entity's
     attributes c.
 
-    A subclass has the options `size` and `rank` beside those of `NeuralAlgorithm`, chooses the loss, and says what
-    becomes of θ given a support.
+    A subclass chooses the loss, and says what becomes of θ given a support.
+
+    Parameters
+    ----------
+    size : int, default 32
+        Numbers in an embedding of a user or an item.
+    rank : int, default 16
+        Features, the constant included.
     """
 
-    size: int
-    rank: int
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Range(1, 4096)] = 32,
+        rank: Annotated[int, Range(2, 256)] = 16,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.size = size
+        self.rank = rank
 
     def build(self, sizes: Sizes) -> nn.Module:
         """A linear head for each side, on shared embeddings of the attributes."""

@@ -45,20 +45,28 @@ class Sizes:
 class NeuralAlgorithm(Algorithm):
     """Base of algorithms that train a network on tasks.
 
-    A subclass has the options `training` and `sampling`, and says what the network is (`build`) and how it is judged
-    (`loss`). Ratings are standardised: the network sees ``(r − mean) / deviation`` of the training ratings, or 0 and 1
-    where feedback is implicit.
+    A subclass says what the network is (`build`) and how it is judged (`loss`). Ratings are standardised: the network
+    sees ``(r − mean) / deviation`` of the training ratings, or 0 and 1 where feedback is implicit.
 
     Attributes
     ----------
     sides : tuple of "user", "item"
         Whose tasks it trains on, default both: one network for new users and for new items.
+
+    Parameters
+    ----------
+    training : Training
+        How the weights are trained.
+    sampling : Sampling
+        How training tasks are drawn.
     """
 
     sides: ClassVar[tuple[Side, ...]] = ("user", "item")
-    training: Training
-    sampling: Sampling
     network_: nn.Module
+
+    def __init__(self, *, training: Training = Training(), sampling: Sampling = Sampling()) -> None:
+        self.training = training
+        self.sampling = sampling
 
     @abstractmethod
     def build(self, sizes: Sizes) -> nn.Module:

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from metarec.learning.neural import Sizes
 from metarec.learning.run import Run
 from metarec.learning.training import TrainingWarning
 from metarec.ops import gaussian_posterior
+from metarec.options import Range
 from metarec.tasks import Query, Support, Tasks, TaskSampler
 
 
@@ -129,20 +130,28 @@ class SamplingLearner(LinearHeadLearner):
     importance-weighted bound: for a query rating r* the loss is ``−log Σ_s w_s p(r*|θ_s)`` with w_s ∝ p(S|θ_s), an
     estimate of its negative log density that nears it as the draws get more.
 
-    A subclass has the options `size`, `rank` and `draws` beside those of `NeuralAlgorithm`.
-
-    References
-    ----------
-    Burda, Grosse, Salakhutdinov 2016. Importance weighted autoencoders, section 3.
-
     Attributes
     ----------
     figures : tuple of str
         What `Draws.figures` holds.
+
+    Parameters
+    ----------
+    draws : int, default 512
+        Draws s of a head.
+
+    References
+    ----------
+    Burda, Grosse, Salakhutdinov 2016. Importance weighted autoencoders, section 3.
     """
 
     figures: ClassVar[tuple[str, ...]] = ("untrusted",)
-    draws: int
+
+    def __init__(
+        self, *, draws: Annotated[int, Range(16, 1_000_000, log=True)] = 512, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.draws = draws
 
     @abstractmethod
     def drawn(self, likelihood: Likelihood, count: Tensor) -> Draws:

@@ -18,7 +18,6 @@ skipped by name where it has not. More tests of your own go into the same class 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from metarec.learning import (
     Run,
     Updatable,
 )
-from metarec.options import build
+from metarec.options import build, parameters
 from metarec.pluginmanager import PluginManager
 from metarec.serving import Recommender
 from metarec.tasks import SCENARIOS, Query, Support, Tasks
@@ -98,9 +97,7 @@ class AlgorithmConformance:
     def test_options_are_typed_and_stored_unchanged(self) -> None:
         """``__init__`` takes keyword-only, typed options and only stores them."""
         made = _made(type(self))
-        defaults = {
-            name: option.default for name, option in inspect.signature(self.algorithm).parameters.items()
-        }
+        defaults = {name: option.default for name, option in parameters(self.algorithm).items()}
         expected = {**defaults, **self.options}
         for name, value in expected.items():
             assert hasattr(made, name), f"__init__ must store the option {name!r} under its name"

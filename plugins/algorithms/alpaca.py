@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import gaussian_nll_loss
 
-from metarec import Algorithm, Range, Tasks, hookimpl
+from metarec import Algorithm, Tasks, hookimpl
 from metarec.learning import PosteriorLearner, Training
-from metarec.tasks import Sampling
 
 
 class Alpaca(PosteriorLearner):
@@ -21,14 +20,8 @@ class Alpaca(PosteriorLearner):
 
     Parameters
     ----------
-    size : int, default 32
-        Numbers in an embedding of a user or an item.
-    rank : int, default 16
-        Features, the constant included.
     training : Training
         How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
-    sampling : Sampling
-        How training tasks are drawn.
 
     References
     ----------
@@ -38,18 +31,8 @@ class Alpaca(PosteriorLearner):
     name = "alpaca"
     feedback = ("explicit",)
 
-    def __init__(
-        self,
-        *,
-        size: Annotated[int, Range(1, 4096)] = 32,
-        rank: Annotated[int, Range(2, 256)] = 16,
-        training: Training = Training(epochs=10, l2=1e-3),
-        sampling: Sampling = Sampling(),
-    ) -> None:
-        self.size = size
-        self.rank = rank
-        self.training = training
-        self.sampling = sampling
+    def __init__(self, *, training: Training = Training(epochs=10, l2=1e-3), **options: Any) -> None:
+        super().__init__(training=training, **options)
 
     def loss(self, tasks: Tasks) -> Tensor:
         """Mean negative log density of the standardised query ratings."""

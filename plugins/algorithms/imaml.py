@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, gaussian_nll_loss
 
 from metarec import Algorithm, Range, hookimpl
 from metarec.data import Side
-from metarec.learning import GradientMetaLearner, Training
+from metarec.learning import GradientMetaLearner
 from metarec.ops import InnerSteps, inner_loop_state
-from metarec.tasks import Ragged, Sampling, Support, Tasks
+from metarec.tasks import Ragged, Support, Tasks
 
 
 class IMAML(GradientMetaLearner):
@@ -32,28 +31,12 @@ class IMAML(GradientMetaLearner):
 
     Parameters
     ----------
-    size : int, default 32
-        Numbers in an embedding of a user or an item.
-    hidden : list of up to two int, default 64 and 64
-        Widths of the head's hidden layers.
     inner_steps : int, default 16
         Steps K.
-    inner_rate : float, default 0.2
-        Their rate.
     pull : float, default 1
         Strength λ of the pull to the centre.
     cg_steps : int, default 5
         Steps of conjugate gradients.
-    prior_ratings : float, default 10
-        What the starting point weighs in a support, in ratings; 0 is the published rule.
-    dropout : float, default 0
-        Share of the features of users and items that are left out in training.
-    uncertainty : bool, default False
-        Whether the head gives a variance too, where feedback is explicit.
-    training : Training
-        How the weights are trained, by default for 10 epochs with an `l2` of 0.0003.
-    sampling : Sampling
-        How training tasks are drawn.
 
     References
     ----------
@@ -66,29 +49,12 @@ class IMAML(GradientMetaLearner):
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(1, 4096)] = 32,
-        hidden: Annotated[tuple[Annotated[int, Range(1, 4096)], ...], Field(max_length=2)] = (64, 64),
         inner_steps: Annotated[int, Range(0, 1000)] = 16,
-        inner_rate: Annotated[float, Range(0.0, 10.0)] = 0.2,
         pull: Annotated[float, Range(1e-3, 1e3, log=True)] = 1.0,
         cg_steps: Annotated[int, Range(0, 1000)] = 5,
-        prior_ratings: Annotated[float, Range(0.0, 1e6)] = 10.0,
-        dropout: Annotated[float, Range(0.0, 0.9)] = 0.0,
-        uncertainty: bool = False,
-        training: Training = Training(epochs=10, l2=3e-4),
-        sampling: Sampling = Sampling(),
+        **options: Any,
     ) -> None:
-        super().__init__(
-            size=size,
-            hidden=hidden,
-            inner_steps=inner_steps,
-            inner_rate=inner_rate,
-            prior_ratings=prior_ratings,
-            dropout=dropout,
-            uncertainty=uncertainty,
-            training=training,
-            sampling=sampling,
-        )
+        super().__init__(inner_steps=inner_steps, **options)
         self.pull = pull
         self.cg_steps = cg_steps
 

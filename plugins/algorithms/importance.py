@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from metarec import Algorithm, Range, Tasks, hookimpl
-from metarec.learning import Draws, Likelihood, SamplingLearner, Training
+from metarec.learning import Draws, Likelihood, SamplingLearner
 from metarec.learning.diagnostics import effective_draws, pareto_k
-from metarec.tasks import Sampling
 
 
 class Importance(SamplingLearner):
@@ -28,22 +27,14 @@ class Importance(SamplingLearner):
 
     Parameters
     ----------
-    size : int, default 32
-        Numbers in an embedding of a user or an item.
     rank : int, default 8
         Features, the constant included.
-    draws : int, default 512
-        Draws s of a head.
     mode : "weighted" or "seed", default "weighted"
         "seed" is a loop without weights: each draw of the prior takes one gradient step on the support's mean negative
         log density, and all count alike; the loss is the mean of the draws' own losses. It targets no posterior, and
         nothing but the step says how far to trust a support.
     step : float, default 0.5
         Size of that step, in units of the prior.
-    training : Training
-        How the weights are trained.
-    sampling : Sampling
-        How training tasks are drawn.
 
     References
     ----------
@@ -58,21 +49,14 @@ class Importance(SamplingLearner):
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(1, 4096)] = 32,
         rank: Annotated[int, Range(2, 256)] = 8,
-        draws: Annotated[int, Range(16, 1_000_000, log=True)] = 512,
         mode: Literal["weighted", "seed"] = "weighted",
         step: Annotated[float, Range(1e-4, 10.0, log=True)] = 0.5,
-        training: Training = Training(),
-        sampling: Sampling = Sampling(),
+        **options: Any,
     ) -> None:
-        self.size = size
-        self.rank = rank
-        self.draws = draws
+        super().__init__(rank=rank, **options)
         self.mode = mode
         self.step = step
-        self.training = training
-        self.sampling = sampling
 
     def drawn(self, likelihood: Likelihood, count: Tensor) -> Draws:
         """The prior's draws, weighted; or moved."""

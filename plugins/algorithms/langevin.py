@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from metarec import Algorithm, Range, hookimpl
-from metarec.learning import Draws, Likelihood, SamplingLearner, Training
+from metarec.learning import Draws, Likelihood, SamplingLearner
 from metarec.learning.diagnostics import split_r_hat
-from metarec.tasks import Sampling
 
 
 class Langevin(SamplingLearner):
@@ -26,10 +25,6 @@ class Langevin(SamplingLearner):
 
     Parameters
     ----------
-    size : int, default 32
-        Numbers in an embedding of a user or an item.
-    rank : int, default 16
-        Features, the constant included.
     draws : int, default 1024
         Draws of a head: the last states of all chains.
     chains : int, default 4
@@ -39,10 +34,6 @@ class Langevin(SamplingLearner):
     kernel : "mala" or "unadjusted", default "mala"
     step : float, default 1
         ε; the unadjusted chain runs away from 4 on.
-    training : Training
-        How the weights are trained.
-    sampling : Sampling
-        How training tasks are drawn.
 
     References
     ----------
@@ -58,25 +49,18 @@ class Langevin(SamplingLearner):
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(1, 4096)] = 32,
-        rank: Annotated[int, Range(2, 256)] = 16,
         draws: Annotated[int, Range(16, 1_000_000, log=True)] = 1024,
         chains: Annotated[int, Range(1, 1024)] = 4,
         warm_up: Annotated[int, Range(0, 100_000)] = 100,
         kernel: Literal["mala", "unadjusted"] = "mala",
         step: Annotated[float, Range(1e-4, 3.9, log=True)] = 1.0,
-        training: Training = Training(),
-        sampling: Sampling = Sampling(),
+        **options: Any,
     ) -> None:
-        self.size = size
-        self.rank = rank
-        self.draws = draws
+        super().__init__(draws=draws, **options)
         self.chains = chains
         self.warm_up = warm_up
         self.kernel = kernel
         self.step = step
-        self.training = training
-        self.sampling = sampling
 
     def drawn(self, likelihood: Likelihood, count: Tensor) -> Draws:
         """The last states of the chains."""

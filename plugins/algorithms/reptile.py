@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from metarec import Algorithm, Range, hookimpl
 from metarec.data import Side
-from metarec.learning import GradientMetaLearner, Training
+from metarec.learning import GradientMetaLearner
 from metarec.ops import InnerLoopState, inner_loop, inner_loop_state
-from metarec.tasks import Ragged, Sampling, Tasks
+from metarec.tasks import Ragged, Tasks
 
 
 class Reptile(GradientMetaLearner):
@@ -24,8 +23,14 @@ class Reptile(GradientMetaLearner):
     batch's mean of ``θ − φ_K`` for the gradient of the head's parameters θ; that of the embeddings, which take no
     steps, is the gradient of the loss where the steps end. No second derivative is needed.
 
-    By default its steps are weaker than those of `maml`, `inner_rate` being 0.1 and `prior_ratings` 100: held-out
-    newcomers of MovieLens 1M were served better so. The other options are those of `GradientMetaLearner`.
+    By default its steps are weaker than those of `maml`: held-out newcomers of MovieLens 1M were served better so.
+
+    Parameters
+    ----------
+    inner_rate : float, default 0.1
+        Rate α of the steps.
+    prior_ratings : float, default 100
+        What the starting point weighs in a support, in ratings, c.
 
     References
     ----------
@@ -39,27 +44,11 @@ class Reptile(GradientMetaLearner):
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(1, 4096)] = 32,
-        hidden: Annotated[tuple[Annotated[int, Range(1, 4096)], ...], Field(max_length=2)] = (64, 64),
-        inner_steps: Annotated[int, Range(0, 1000)] = 5,
         inner_rate: Annotated[float, Range(0.0, 10.0)] = 0.1,
         prior_ratings: Annotated[float, Range(0.0, 1e6)] = 100.0,
-        dropout: Annotated[float, Range(0.0, 0.9)] = 0.0,
-        uncertainty: bool = False,
-        training: Training = Training(epochs=10, l2=3e-4),
-        sampling: Sampling = Sampling(),
+        **options: Any,
     ) -> None:
-        super().__init__(
-            size=size,
-            hidden=hidden,
-            inner_steps=inner_steps,
-            inner_rate=inner_rate,
-            prior_ratings=prior_ratings,
-            dropout=dropout,
-            uncertainty=uncertainty,
-            training=training,
-            sampling=sampling,
-        )
+        super().__init__(inner_rate=inner_rate, prior_ratings=prior_ratings, **options)
 
     def backward(self, tasks: Tasks) -> Tensor:
         """Add the direction of a batch to the gradients, and return its mean loss where the steps end."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from metarec import Algorithm, Range, hookimpl
-from metarec.learning import Draws, Likelihood, SamplingLearner, Training
+from metarec.learning import Draws, Likelihood, SamplingLearner
 from metarec.learning.diagnostics import effective_draws
-from metarec.tasks import Sampling
 
 HALVINGS = 30
 
@@ -32,16 +31,8 @@ class SMC(SamplingLearner):
 
     Parameters
     ----------
-    size : int, default 32
-        Numbers in an embedding of a user or an item.
-    rank : int, default 16
-        Features, the constant included.
     draws : int, default 512
         Particles s of a task.
-    training : Training
-        How the weights are trained.
-    sampling : Sampling
-        How training tasks are drawn.
 
     References
     ----------
@@ -54,19 +45,9 @@ class SMC(SamplingLearner):
     figures: ClassVar[tuple[str, ...]] = ("untrusted", "effective_draws", "log_evidence", "accepted")
 
     def __init__(
-        self,
-        *,
-        size: Annotated[int, Range(1, 4096)] = 32,
-        rank: Annotated[int, Range(2, 256)] = 16,
-        draws: Annotated[int, Range(64, 1_000_000, log=True)] = 512,
-        training: Training = Training(),
-        sampling: Sampling = Sampling(),
+        self, *, draws: Annotated[int, Range(64, 1_000_000, log=True)] = 512, **options: Any
     ) -> None:
-        self.size = size
-        self.rank = rank
-        self.draws = draws
-        self.training = training
-        self.sampling = sampling
+        super().__init__(draws=draws, **options)
 
     def drawn(self, likelihood: Likelihood, count: Tensor) -> Draws:
         """The particles where they have taken in everything; those of tasks that have are left alone."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metarec.learning import Algorithm, Run
+from metarec.options import parameters
 from metarec.tasks import Tasks
 from metarec.testing.world import small_world
 
@@ -53,7 +53,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 def fitted(algorithm: type[A], options: Mapping[str, Any], *, implicit: bool = False) -> A:
     """It, fitted on the small world in float64 with those of the options that it has."""
-    known = inspect.signature(algorithm).parameters
+    known = parameters(algorithm)
     made = algorithm(**{name: value for name, value in options.items() if name in known})
     return made.fit(small_world(implicit=implicit).split.train, run=Run(dtype=torch.float64))
 
