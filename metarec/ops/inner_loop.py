@@ -157,7 +157,9 @@ def inner_loop(
     room = _room(keep, arguments[0], asked, query_offsets, network[1], head.activation, rates)
     if room == 0 or room > _MOST_KEPT:
         keep, room = _NOTHING, 0
-    return _outputs(head, _loop(*arguments, asked, query_offsets, *network, *rates, order, keep, room)[0])
+    return _outputs(
+        head, _DifferentiableLoop.apply(*arguments, asked, query_offsets, *network, *rates, order, keep, room)
+    )
 
 
 def inner_loop_state(
@@ -380,7 +382,7 @@ def _room(
 
 
 def _outputs(head: InnerHead, outputs: Tensor) -> Tensor:
-    return outputs if head.loss == "gaussian" else outputs[:, 0]
+    return outputs if head.loss == "gaussian" else outputs.flatten()
 
 
 def _check_offsets(op: str, name: str, offsets: Tensor, tasks: int | None) -> None:
@@ -462,10 +464,12 @@ def _check_shape(op: str, name: str, value: Tensor, shape: tuple[int, ...], like
         raise ValueError(f"{op}: {name} must have shape {list(shape)}, got {list(value.shape)}")
 
 
-# The op's arguments, in their order, and which of them may have a gradient.
-_ARGUMENTS = tuple(inspect.signature(reference.inner_loop).parameters)
-_DIFFERENTIABLE = (
-    "support", "targets", "weights", "query", "parameters", "rates", "output_scales", "input_scales", "scales",
+# Where the op's arguments have those that may have a gradient.
+_DIFFERENTIABLE = tuple(
+    list(inspect.signature(reference.inner_loop).parameters).index(name)
+    for name in (
+        "support", "targets", "weights", "query", "parameters", "rates", "output_scales", "input_scales", "scales",
+    )
 )  # fmt: skip
 
 
@@ -518,34 +522,47 @@ def _fake_effects(query: Tensor, widths: list[int], pairs: int) -> Tensor:
     return query.new_empty(pairs, widths[-1])
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    inputs = (*inputs[:-1], output[1])  # the trace itself for its size
-    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
-    ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
+class _DifferentiableLoop(torch.autograd.Function):
+    """The op with its gradient: as a registered part of the op, it would take as long as a small task's steps."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        predictions: Tensor
+        predictions, trace = _loop(*inputs)
+        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs), trace)
+        ctx.settings = [None if isinstance(value, Tensor) else value for value in inputs]
+        return predictions
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, trace = ctx.saved_tensors
+        inputs = (
+            setting if tensor is None else tensor
+            for tensor, setting in zip(tensors[:-1], ctx.settings, strict=False)
+        )
+        needed = ctx.needs_input_grad
+        wanted = [needed[index] for index in _DIFFERENTIABLE]
+        gradient = _Gradient.apply if torch.is_grad_enabled() else _backward
+        gradients: list[Tensor | None] = [None] * len(tensors)
+        for index, found in zip(_DIFFERENTIABLE, gradient(grad, *inputs, trace, wanted), strict=True):
+            gradients[index] = found if needed[index] else None
+        return tuple(gradients)
 
 
-def _backward_loop(ctx: Any, grad: Tensor | None, grad_trace: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * len(_ARGUMENTS)
-    saved = iter(ctx.saved_tensors)
-    inputs = [next(saved) if other is None else other[0] for other in ctx.others]
-    wanted = [ctx.needs_input_grad[_ARGUMENTS.index(name)] for name in _DIFFERENTIABLE]
-    found = dict(zip(_DIFFERENTIABLE, _backward(grad, *inputs, wanted), strict=True))
-    return tuple(
-        found[name] if needed and name in found else None
-        for name, needed in zip(_ARGUMENTS, ctx.needs_input_grad, strict=True)
-    )
+class _Gradient(torch.autograd.Function):
+    """The gradient, where it is to be differentiated itself."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(_backward(*inputs))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        raise RuntimeError("inner_loop can be differentiated once only")
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    raise RuntimeError("inner_loop can be differentiated once only")
-
-
-_loop = register(
-    reference.inner_loop, fake=_fake_loop, backward=_backward_loop, setup_context=_save_for_backward
-)
-_backward = register(reference.inner_loop_backward, fake=_fake_backward, backward=_no_second_derivative)
+_loop = register(reference.inner_loop, fake=_fake_loop)
+_backward = register(reference.inner_loop_backward, fake=_fake_backward)
 _state = register(reference.inner_loop_state, fake=_fake_state)
 _predict = register(reference.inner_loop_predict, fake=_fake_predict)
 _effects = register(reference.inner_loop_effects, fake=_fake_effects)
