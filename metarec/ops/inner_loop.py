@@ -141,6 +141,7 @@ def inner_loop(
     if order not in (0, 1, 2):
         raise ValueError(f"inner_loop: order must be 0, 1 or 2, got {order}")
     op = "inner_loop"
+    _check_head(op, head)
     _check_rows(op, head, "support", support, support_offsets)
     _check_rows(op, head, "query", query, query_offsets, tasks=support_offsets.size(0) - 1)
     arguments = _support(op, head, steps, support, targets, support_offsets, weights)
@@ -157,9 +158,8 @@ def inner_loop(
     room = _room(keep, arguments[0], asked, query_offsets, network[1], head.activation, rates)
     if room == 0 or room > _MOST_KEPT:
         keep, room = _NOTHING, 0
-    return _outputs(
-        head, _DifferentiableLoop.apply(*arguments, asked, query_offsets, *network, *rates, order, keep, room)
-    )
+    inputs = (*arguments, asked, query_offsets, *network, *rates, order, keep, room)
+    return _outputs(head, _DifferentiableLoop.apply(*inputs))  # type: ignore[no-untyped-call]
 
 
 def inner_loop_state(
@@ -189,6 +189,7 @@ def inner_loop_state(
         If shapes, types or offsets do not fit.
     """
     op = "inner_loop_state"
+    _check_head(op, head)
     _check_rows(op, head, "support", support, support_offsets)
     with torch.no_grad():
         arguments = _support(op, head, steps, support, targets, support_offsets, weights)
@@ -222,6 +223,7 @@ def inner_loop_predict(
         If shapes, types or offsets do not fit.
     """
     op = "inner_loop_predict"
+    _check_head(op, head)
     tasks = state.parameters.size(0)
     _check_rows(op, head, "query", query, query_offsets, tasks=tasks)
     parameters, widths, activation, _ = _network(head)
@@ -271,6 +273,7 @@ def inner_loop_effects(
         If shapes, types or offsets do not fit.
     """
     op = "inner_loop_effects"
+    _check_head(op, head)
     _check_rows(op, head, "support", support, support_offsets)
     _check_rows(op, head, "query", query, query_offsets, tasks=support_offsets.size(0) - 1)
     with torch.no_grad():
@@ -394,20 +397,13 @@ def _check_offsets(op: str, name: str, offsets: Tensor, tasks: int | None) -> No
         raise ValueError(f"{op}: {name} must have shape [{tasks + 1}], got {list(offsets.shape)}")
 
 
-def _check_rows(
-    op: str, head: InnerHead, name: str, rows: Tensor, offsets: Tensor, tasks: int | None = None
-) -> None:
+def _check_head(op: str, head: InnerHead) -> None:
     if not 1 <= len(head.layers) <= 3:
         raise ValueError(f"{op}: head must have one to three layers, got {len(head.layers)}")
     first = head.layers[0][0]
     if first.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{op}: head must be float32 or float64, got {first.dtype}")
-    if rows.dim() != 2 or rows.dtype != first.dtype or rows.device != first.device:
-        raise ValueError(
-            f"{op}: {name} must be {first.dtype} of two dimensions on {first.device}, "
-            f"got {rows.dtype} of shape {list(rows.shape)} on {rows.device}"
-        )
-    width = rows.size(1)
+    width = first.size(-1) if first.dim() else 0
     for layer, (weight, bias) in enumerate(head.layers):
         outputs = weight.size(0) if weight.dim() == 2 else 0
         if width < 1:
@@ -415,9 +411,20 @@ def _check_rows(
         _check_shape(op, f"weight of layer {layer}", weight, (outputs, width), first)
         _check_shape(op, f"bias of layer {layer}", bias, (outputs,), first)
         width = outputs
-    if width != (2 if head.loss == "gaussian" else 1):
+    wanted = 2 if head.loss == "gaussian" else 1
+    if width != wanted:
+        raise ValueError(f"{op}: the {head.loss} loss wants {wanted} outputs, got {width}")
+
+
+def _check_rows(
+    op: str, head: InnerHead, name: str, rows: Tensor, offsets: Tensor, tasks: int | None = None
+) -> None:
+    first = head.layers[0][0]
+    width = first.size(1)
+    if rows.dim() != 2 or rows.size(1) != width or rows.dtype != first.dtype or rows.device != first.device:
         raise ValueError(
-            f"{op}: the {head.loss} loss wants {2 if head.loss == 'gaussian' else 1} outputs, got {width}"
+            f"{op}: {name} must be {first.dtype} of shape [n, {width}] on {first.device}, "
+            f"got {rows.dtype} of shape {list(rows.shape)} on {rows.device}"
         )
     _check_offsets(op, f"{name}_offsets", offsets, tasks)
 

@@ -388,7 +388,6 @@ def raw_arguments(problem):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(dtype, rates):
     problem = Problem([0, 2, 5], [1, 0, 3], [4, 3], rates=rates, dtype=dtype)
-    problem.leaves = [leaf.requires_grad_() for leaf in problem.leaves]
     ops = torch.ops.metarec
 
     def check(op, *arguments):
@@ -396,8 +395,6 @@ def test_opcheck(dtype, rates):
 
     support, query, rest = raw_arguments(problem)
     check(ops.inner_loop, *support, *query, *rest, 2, 0, 0)
-    problem.leaves = [leaf.detach() for leaf in problem.leaves]
-    support, query, rest = raw_arguments(problem)
     predictions, trace = ops.inner_loop(*support, *query, *rest, 2, 0, 0)
     wanted = [True] * 5 + [False, True, True, True]
     check(ops.inner_loop_backward, predictions, *support, *query, *rest, 2, 0, trace, wanted)
@@ -465,7 +462,19 @@ def head_of(*widths, loss="squared", **options):
     [
         (InnerHead([]), {}, {}, "head must have one to three layers, got 0"),
         (head_of(2, 3, 3, 3, 1), {}, {}, "head must have one to three layers, got 4"),
-        (head_of(3, 1), {}, {}, r"weight of layer 0 must have shape \[1, 2\], got \[1, 3\]"),
+        (
+            head_of(3, 1),
+            {},
+            {},
+            r"support must be torch.float32 of shape \[n, 3\] on cpu, got torch.float32 of shape \[5, 2\]",
+        ),
+        (
+            InnerHead([*head_of(2, 3).layers, *head_of(2, 1).layers]),
+            {},
+            {},
+            r"weight of layer 1 must have shape \[1, 3\], got \[1, 2\]",
+        ),
+        (head_of(2, 1), {}, {"query": torch.zeros(3, 3)}, r"query must be torch.float32 of shape \[n, 2\]"),
         (head_of(2, 2), {}, {}, "the squared loss wants 1 outputs, got 2"),
         (head_of(2, 1, loss="gaussian"), {}, {}, "the gaussian loss wants 2 outputs, got 1"),
         (head_of(2, 1, loss="hinge"), {}, {}, "loss must be one of squared, logistic, gaussian, got 'hinge'"),
