@@ -18,6 +18,7 @@ from metarec.learning.amortised import (
     Perceptron,
     condition,
 )
+from metarec.learning.biases import Baseline, Biases, fit_biases
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
 from metarec.learning.factor_head import FactorHead, FactorHeadLearner, PlacedHead
 from metarec.learning.factorisation import Descent, Factors, factorise
@@ -36,6 +37,8 @@ __all__ = [
     "AdaptedHeads",
     "Algorithm",
     "AmortisedLearner",
+    "Baseline",
+    "Biases",
     "ContentPrior",
     "Descent",
     "Diagnosed",
@@ -77,6 +80,7 @@ __all__ = [
     "Updatable",
     "condition",
     "factorise",
+    "fit_biases",
     "fit_content_prior",
     "leave_one_out",
     "residual_variance",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from metarec import Adapted, Algorithm, hookimpl
-from metarec.learning import EntityEmbedding, Latent, LatentLearner, LatentNetwork, condition
+from metarec.learning import Baseline, EntityEmbedding, Latent, LatentLearner, LatentNetwork, condition
 from metarec.tasks import Ragged, Support
 
 
@@ -32,11 +32,12 @@ class BayesianAggregation(LatentLearner):
 
     name = "bayesian-aggregation"
 
-    def network(self, entity: EntityEmbedding, partner: EntityEmbedding) -> LatentNetwork:
+    def network(self, entity: EntityEmbedding, partner: EntityEmbedding, baseline: Baseline) -> LatentNetwork:
         """A token is an observation: its value, and what its precision is the softplus of."""
         return LatentNetwork(
             entity,
             partner,
+            baseline,
             size=self.size,
             latent=self.latent,
             hidden=self.hidden,

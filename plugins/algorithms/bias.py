@@ -11,11 +11,8 @@ from torch import Tensor
 
 from metarec import Range, hookimpl
 from metarec.data import Dataset, Side, partner_side
-from metarec.learning import Adapted, Algorithm, Prediction, Run
+from metarec.learning import Adapted, Algorithm, Prediction, Run, fit_biases
 from metarec.tasks import EntityRows, Query, Support, Tasks
-
-LEAST_VARIANCE = 1e-6
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -68,18 +65,12 @@ class Bias(Algorithm):
 
     def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
         """Fit the mean, the variances and the biases of both sides."""
-        components = _Components(train)
-        for _ in range(self.iterations):
-            if components.sweep() < TOLERANCE:
-                break
-        self.mean_ = components.mean
-        self.noise_ = components.noise
-        self.prior_ = dict(components.prior)
-        self.bias_ = {side: value.to(run.device, run.dtype) for side, value in components.bias.items()}
+        found = fit_biases(train, iterations=self.iterations)
+        self.mean_, self.noise_, self.prior_, self.met_ = found.mean, found.noise, found.prior, found.met
+        self.bias_ = {side: value.to(run.device, run.dtype) for side, value in found.bias.items()}
         self.bias_variance_ = {
-            side: value.to(run.device, run.dtype) for side, value in components.variance.items()
+            side: value.to(run.device, run.dtype) for side, value in found.variance.items()
         }
-        self.met_ = {side: components.met(side) for side in components.row}
         return self
 
     def adapt(self, support: Support) -> EntityBias:
@@ -105,62 +96,6 @@ class Bias(Algorithm):
         met = self.met_[other]
         bias = self.bias_[other][row].masked_fill(new, met["mean"])
         return bias, self.bias_variance_[other][row].masked_fill(new, met["variance"])
-
-
-class _Components:
-    """The state of EM, in float64: `sweep` maximises the evidence lower bound in each part in turn."""
-
-    def __init__(self, train: Dataset) -> None:
-        sides: tuple[Side, ...] = ("user", "item")
-        self.rating = train.rating.to(torch.float64)
-        self.row = {side: train.rows(side).long() for side in sides}
-        self.count = {
-            side: torch.bincount(self.row[side], minlength=len(train.entities(side))).to(torch.float64)
-            for side in sides
-        }
-        self.mean = float(self.rating.mean())
-        total = max(float(self.rating.var(correction=0)), LEAST_VARIANCE)
-        self.noise = 0.6 * total
-        self.prior = dict.fromkeys(sides, 0.2 * total)
-        self.bias = {side: torch.zeros(len(train.entities(side)), dtype=torch.float64) for side in sides}
-        self.variance = {side: torch.full_like(self.bias[side], self.prior[side]) for side in sides}
-
-    def sweep(self) -> float:
-        """One pass over both sides; the greatest relative change of a variance."""
-        before = [self.noise, *self.prior.values()]
-        for side in self.row:
-            self._update_bias(side)
-        residual = self.rating - self._biases()
-        self.mean = float(residual.mean())
-        unknown = sum((self.count[side] * self.variance[side]).sum() for side in self.row)
-        square = (residual - self.mean).square().sum() + unknown
-        self.noise = max(float(square) / self.rating.numel(), LEAST_VARIANCE)
-        after = [self.noise, *self.prior.values()]
-        return max(abs(new / old - 1) for new, old in zip(after, before, strict=True))
-
-    def met(self, side: Side) -> dict[str, float]:
-        """Mean and variance of the bias of the entity on a side in a training rating drawn at random."""
-        share = self.count[side] / self.rating.numel()
-        mean = (share * self.bias[side]).sum()
-        variance = (share * ((self.bias[side] - mean).square() + self.variance[side])).sum()
-        return {"mean": float(mean), "variance": float(variance)}
-
-    def _update_bias(self, side: Side) -> None:
-        residual = self.rating - self.mean - self._biases(but=side)
-        total = torch.bincount(self.row[side], weights=residual, minlength=self.count[side].numel())
-        self.variance[side] = 1 / (1 / self.prior[side] + self.count[side] / self.noise)
-        self.bias[side] = self.variance[side] * total / self.noise
-        # What all have in common belongs to the mean: EM alone is slow to see it.
-        shift = float(self.bias[side].mean())
-        self.bias[side] -= shift
-        self.mean += shift
-        second_moment = float((self.bias[side].square() + self.variance[side]).mean())
-        self.prior[side] = max(second_moment, LEAST_VARIANCE)
-
-    def _biases(self, but: Side | None = None) -> Tensor:
-        """float64 [n]: the sum of each rating's biases, `but` those of one side."""
-        parts = [self.bias[side][self.row[side]] for side in self.row if side != but]
-        return torch.stack(parts).sum(0)
 
 
 @hookimpl

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from metarec import Algorithm, Tasks, hookimpl
-from metarec.learning import EntityEmbedding, LatentLearner, LatentNetwork, Perceptron
+from metarec.learning import Baseline, EntityEmbedding, LatentLearner, LatentNetwork, Perceptron
 from metarec.tasks import Ragged, Support
 
 
@@ -35,11 +35,14 @@ class NeuralProcess(LatentLearner):
 
     name = "neural-process"
 
-    def network(self, entity: EntityEmbedding, partner: EntityEmbedding) -> PoolingNetwork:
+    def network(
+        self, entity: EntityEmbedding, partner: EntityEmbedding, baseline: Baseline
+    ) -> PoolingNetwork:
         """Tokens as wide as a hidden layer."""
         return PoolingNetwork(
             entity,
             partner,
+            baseline,
             size=self.size,
             latent=self.latent,
             hidden=self.hidden,
@@ -62,8 +65,9 @@ class NeuralProcess(LatentLearner):
         """The negative bound per rating of the query; when judged, `LatentLearner`'s, which sees no query."""
         if not self.network_.training:
             return super().loss(tasks)
-        prior, posterior = self.posterior(tasks.support), self.posterior(_with_query(tasks))
-        fit = self.log_density(self.decoded(posterior, tasks.query), tasks.rating).mean(0).sum()
+        known = self.known(tasks)
+        prior, posterior = self.posterior(tasks.support, known), self.posterior(_with_query(tasks), known)
+        fit = self.log_density(self.decoded(posterior, tasks.query, tasks), tasks.rating).mean(0).sum()
         return (posterior.divergence(prior).sum() - fit) / tasks.rating.numel()
 
 

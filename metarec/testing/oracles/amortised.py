@@ -56,7 +56,7 @@ def _query_error(learner: LatentLearner, tasks: Tasks) -> float:
 @torch.no_grad()
 def _bound_error(learner: LatentLearner, tasks: Tasks) -> float:
     """How far the loss rises, where it should fall, from 1 draw to 4 and to 16; means over the same 512 draws."""
-    noise = torch.randn(512, learner.latent, generator=torch.Generator().manual_seed(1)).double()
+    noise = torch.randn(512, 1 + learner.latent, generator=torch.Generator().manual_seed(1)).double()
     losses = [_mean_loss(learner, tasks, noise.split(draws)) for draws in (1, 4, 16)]
     return max(0.0, losses[1] - losses[0], losses[2] - losses[1])
 
