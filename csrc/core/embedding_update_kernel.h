@@ -1,10 +1,12 @@
 // Sums of the gradients of rows, and the steps along them, for one instruction set.
 //
-// The entries have been grouped by row. Of each group the gradients are summed in registers and the step is made at
-// once, so a gradient is read once, and a row with its state is read and written once: for Adam, 64 floats and a share
-// of distinct rows of r, 256 + 1536 r bytes per gradient, which is the floor; 12 bytes more go through the sort. A table
-// of sums per row would add 512 r, a copy of the gradients in order 512. State lies in tables of its own, like that of
-// torch's optimizers. Rows and gradients to come are fetched ahead, because both are scattered.
+// First, chunk by chunk, the gradients are read once and in order, and those of rows that repeat are summed; a hash table
+// of the chunk's rows finds the sum. Popular rows repeat often, so that few terms are left to sort by row: the sums, and
+// the gradients of rows that a chunk names once, which are not copied. Of each row the terms are then summed in
+// registers and the step is made at once, so a row with its state is read and written once: for Adam, 64 floats and a
+// share of distinct rows of r, 256 + 1536 r bytes per gradient, which is the floor. To sort all gradients by row
+// would read them out of order; a table of sums for all rows would add 512 r. State lies in tables of its own, like that
+// of torch's optimizers. What is scattered is fetched ahead.
 #include "simd.h"
 
 #include "row_sums_kernel.h"
@@ -13,28 +15,54 @@ namespace metarec::METAREC_ISA {
 namespace {
 
 template <class Real>
-struct Gradients {
-  const Real* values;
-  std::int64_t dim;
-
-  const Real* row(std::uint32_t entry) const { return values + std::int64_t{entry} * dim; }
-  [[gnu::always_inline]] constexpr Real weight(std::uint32_t) const { return 1; }
-  [[gnu::always_inline]] void prefetch_entry(std::uint32_t) const {}
-  [[gnu::always_inline]] void prefetch_row(std::uint32_t entry) const {
-    const auto bytes = static_cast<std::size_t>(dim) * sizeof(Real);
-    prefetch(values, entry * bytes, bytes);
-  }
-};
-
-template <class Real>
-void sum_pieces(const Real* gradients, std::int64_t dim, const RowGroups& groups, std::int64_t begin, std::int64_t end,
-                Real* sums) {
-  const Gradients<Real> source{gradients, dim};
-  for (std::int64_t piece = begin; piece < end; ++piece) {
-    const RowGroups::Range range = groups.pieces()[static_cast<std::size_t>(piece)];
-    sum_rows<Real>(source, groups.entries(), range.begin, range.end, dim, sums + piece * dim);
+void sum_chunk(std::span<const std::uint32_t> rows, const Real* gradient, std::int64_t dim, ChunkSums<Real>& chunk) {
+  constexpr std::uint16_t none = 0xffff;
+  constexpr std::size_t ahead = 16;
+  const auto bytes = static_cast<std::size_t>(dim) * sizeof(Real);
+  const int bits = std::bit_width(rows.size()) + 1;
+  std::vector<std::uint16_t> table(std::size_t{1} << bits, none);  // the numbers of rows, by hash
+  std::vector<Real*> sums;                                         // of the rows that have been named twice
+  chunk.rows.reserve(rows.size());
+  chunk.values.reserve(rows.size());
+  sums.reserve(rows.size());
+  chunk.sums = std::make_unique_for_overwrite<Real[]>(rows.size() / 2 * static_cast<std::size_t>(dim));
+  Real* unused = chunk.sums.get();
+  for (std::size_t entry = 0; entry < rows.size(); ++entry, gradient += dim) {
+    // Only where most rows repeat: else most gradients are not read here.
+    if (2 * sums.size() < entry) prefetch(gradient, ahead * bytes, bytes);
+    std::size_t at = rows[entry] * 0x9e3779b1u >> (32 - bits);
+    while (table[at] != none && chunk.rows[table[at]] != rows[entry]) at = (at + 1) & (table.size() - 1);
+    if (table[at] == none) {
+      table[at] = static_cast<std::uint16_t>(sums.size());
+      chunk.rows.push_back(rows[entry]);
+      chunk.values.push_back(gradient);
+      sums.push_back(nullptr);
+      continue;
+    }
+    const Real*& value = chunk.values[table[at]];
+    Real*& sum = sums[table[at]];
+    if (sum == nullptr) sum = std::exchange(unused, unused + dim);
+    for_each_value<Real>(0, dim, [&, before = value, after = sum]<class Value>(std::int64_t i) {
+      store_as<Value>(after + i, load_as<Value>(before + i) + load_as<Value>(gradient + i));
+    });
+    value = sum;
   }
 }
+
+template <class Real>
+struct Terms {
+  const Real* const* values;
+  std::int64_t dim;
+
+  const Real* row(std::uint32_t term) const { return values[term]; }
+  [[gnu::always_inline]] constexpr Real weight(std::uint32_t) const { return 1; }
+  [[gnu::always_inline]] void prefetch_entry(std::uint32_t term) const {
+    prefetch(values, term * sizeof(Real*), sizeof(Real*));
+  }
+  [[gnu::always_inline]] void prefetch_row(std::uint32_t term) const {
+    prefetch(values[term], 0, static_cast<std::size_t>(dim) * sizeof(Real));
+  }
+};
 
 // The base by squaring: steps are whole.
 inline double power(double base, std::int32_t exponent) {
@@ -102,7 +130,15 @@ struct AdagradStep : Step<Real> {
 
 template <class Real>
 struct AdamStep : Step<Real> {
+  // Of the learning rate and of the root, for the bias of both means after so many steps. Rows have few different
+  // counts, and the powers and the root of one take as long as the rest of its step.
+  struct Correction {
+    std::int32_t step;
+    Real rate, root;
+  };
+
   const LazyAdam<Real>& rule;
+  mutable std::array<Correction, 64> corrections = {};  // by the last bits of the count
 
   AdamStep(const LazyAdam<Real>& rule, std::int64_t dim, const UpdateRates& rates)
       : Step<Real>(dim, rates), rule(rule) {}
@@ -114,10 +150,18 @@ struct AdamStep : Step<Real> {
     prefetch(rule.steps.data(), row * sizeof(std::int32_t), sizeof(std::int32_t));
   }
 
+  const Correction& correction_of(std::int32_t step) const {
+    Correction& correction = corrections[static_cast<std::size_t>(step) % corrections.size()];
+    if (correction.step != step) {
+      correction = {step, static_cast<Real>(static_cast<double>(this->lr) / (1 - power(rule.beta1, step))),
+                    static_cast<Real>(1 / std::sqrt(1 - power(rule.beta2, step)))};
+    }
+    return correction;
+  }
+
   void operator()(std::uint32_t row, Real* values, Real* gradient) const {
     const std::int32_t step = ++rule.steps[row];
-    const auto rate = static_cast<Real>(static_cast<double>(this->lr) / (1 - power(rule.beta1, step)));
-    const auto root = static_cast<Real>(1 / std::sqrt(1 - power(rule.beta2, step)));
+    const auto [_, rate, root] = correction_of(step);
     const auto beta1 = static_cast<Real>(rule.beta1), beta2 = static_cast<Real>(rule.beta2);
     const auto rest1 = static_cast<Real>(1 - rule.beta1), rest2 = static_cast<Real>(1 - rule.beta2);
     const auto eps = static_cast<Real>(rule.eps);
@@ -149,14 +193,13 @@ auto step_of(const LazyAdam<Real>& rule, std::int64_t dim, const UpdateRates& ra
 }
 
 template <class Real, class Rule>
-void update_groups(const EmbeddingTable<Real>& table, const Real* gradients, const Rule& rule,
-                   const UpdateRates& rates, const RowGroups& groups, const Real* piece_sums, std::int64_t begin,
-                   std::int64_t end) {
+void update_groups(const EmbeddingTable<Real>& table, const Real* const* terms, const Rule& rule,
+                   const UpdateRates& rates, const RowGroups& groups, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t ahead = 4;
   const std::int64_t dim = table.dim;
   const auto bytes = static_cast<std::size_t>(dim) * sizeof(Real);
   const std::span<const std::uint32_t> rows = groups.rows();
-  const Gradients<Real> source{gradients, dim};
+  const Terms<Real> source{terms, dim};
   const auto step = step_of<Real>(rule, dim, rates);
   std::vector<Real> sums(static_cast<std::size_t>(dim));
   for (std::int64_t group = begin; group < end; ++group) {
@@ -165,15 +208,7 @@ void update_groups(const EmbeddingTable<Real>& table, const Real* gradients, con
       prefetch(table.values.data(), next * bytes, bytes);
       step.prefetch_state(next);
     }
-    const RowGroups::Range pieces = groups.pieces_of(group);
-    if (pieces.begin == pieces.end) {
-      sum_rows<Real>(source, groups.entries(), groups.begin(group), groups.end(group), dim, sums.data());
-    } else {
-      std::fill(sums.begin(), sums.end(), Real(0));
-      for (std::uint32_t piece = pieces.begin; piece < pieces.end; ++piece) {
-        for (std::int64_t i = 0; i < dim; ++i) sums[static_cast<std::size_t>(i)] += piece_sums[piece * dim + i];
-      }
-    }
+    sum_rows<Real>(source, groups.entries(), groups.begin(group), groups.end(group), dim, sums.data());
     const std::uint32_t row = rows[static_cast<std::size_t>(group)];
     step(row, table.values.data() + std::int64_t{row} * dim, sums.data());
   }
