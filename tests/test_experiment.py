@@ -13,6 +13,7 @@ from metarec.data import Reader
 from metarec.errors import ConfigError, MetarecError
 from metarec.evaluation import create_metrics, evaluate
 from metarec.experiment import DEFAULT_ALGORITHM, Experiment
+from metarec.learning import Silent
 from metarec.pluginmanager import create_plugin_manager
 from metarec.testing import small_world
 
@@ -73,7 +74,7 @@ class Watching:
         self.told.append(("after_evaluate", len(report.rows)))
 
 
-class Told:
+class Told(Silent):
     """A progress that notes what it shows."""
 
     def __init__(self):

@@ -22,6 +22,10 @@ class Progress(Protocol):
         """Pass `steps` on one by one, showing how many are done."""
         ...
 
+    def measured(self, values: Mapping[str, float]) -> None:
+        """Show what the last step has measured, beside what is being tracked."""
+        ...
+
 
 class Silent:
     """A progress that shows nothing."""
@@ -29,6 +33,9 @@ class Silent:
     def track(self, steps: Iterable[T], *, description: str, total: int | None = None) -> Iterable[T]:
         """Pass `steps` on."""
         return steps
+
+    def measured(self, values: Mapping[str, float]) -> None:
+        """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Run:
     seed : int, default 0
         Of all random choices: one seed, same result.
     progress : Progress
-        Shows the passes over the data.
+        Shows the passes over the data, and what they measure.
     hooks : optional
         The hook relay of a plugin manager, which is told of every epoch.
     checkpoint : Path, optional
@@ -69,6 +76,7 @@ class Run:
         yield from self.progress.track(range(count), description=description, total=count)
 
     def report(self, algorithm: Algorithm, epoch: int, values: Mapping[str, float]) -> None:
-        """Tell plugins what an epoch measured."""
+        """Tell people and plugins what an epoch measured."""
+        self.progress.measured(values)
         if self.hooks is not None:
             self.hooks.after_epoch(algorithm=algorithm, epoch=epoch, values=values)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from metarec.learning import Run, Sizes, Training
+from metarec.learning import Run, Silent, Sizes, Training
 from metarec.plugins.algorithms.maml import MAML
 from metarec.tasks import TaskSampler
 from metarec.testing.world import small_world
@@ -73,7 +73,7 @@ class _Stopped(Exception):
     pass
 
 
-class _StopsAfter:
+class _StopsAfter(Silent):
     """A progress that raises when some epochs, of both trainings together, are over."""
 
     def __init__(self, epochs: int) -> None:

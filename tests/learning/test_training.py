@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metarec.errors import TrainingError
-from metarec.learning import Run, Trainer, Training, TrainingWarning
+from metarec.learning import Run, Silent, Trainer, Training, TrainingWarning
 from metarec.tasks import Sampling, Tasks, TaskSampler
 from metarec.testing.world import small_world
 
@@ -170,7 +170,7 @@ class _Stopped(Exception):
     pass
 
 
-class _StopsAfter:
+class _StopsAfter(Silent):
     """A progress that raises when some epochs are over."""
 
     def __init__(self, epochs: int) -> None:
