@@ -110,7 +110,8 @@ def factorise(
     similarity : "cosine" or "dot"
     run : Run
     negatives : int
-        Where feedback is implicit: items drawn at random, as not chosen, for each choice and epoch.
+        Where feedback is implicit: pairs drawn at random from all, as not chosen, for each choice and epoch. With both
+        their user and their item drawn, the log odds tell active users from others as well as popular items.
     report : function of epoch and figures, optional
 
     Returns
@@ -148,13 +149,13 @@ def factorise(
 
 
 class _Ratings:
-    """The training ratings, standardised, or choices with others that were not made, drawn anew each time."""
+    """The training ratings, standardised, or choices with pairs that were not chosen, drawn anew each time."""
 
     def __init__(self, train: Dataset, run: Run, negatives: int) -> None:
         mean, deviation = standardisation(train)
         self.user, self.item = train.user, train.item
         self.rating = (train.rating.to(run.dtype) - mean) / deviation
-        self.items = len(train.items)
+        self.users, self.items = len(train.users), len(train.items)
         self.negatives = negatives if train.scale.implicit else 0
         self.seed = run.seed
 
@@ -165,10 +166,11 @@ class _Ratings:
             return user, item, rating
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + draw) % (1 << 63))
         count = self.negatives * user.numel()
-        others = torch.randint(self.items, (count,), generator=generator, dtype=item.dtype)
+        users = torch.randint(self.users, (count,), generator=generator, dtype=user.dtype)
+        items = torch.randint(self.items, (count,), generator=generator, dtype=item.dtype)
         return (
-            torch.cat([user, user.repeat(self.negatives)]),
-            torch.cat([item, others]),
+            torch.cat([user, users]),
+            torch.cat([item, items]),
             torch.cat([rating, rating.new_zeros(count)]),
         )
 
