@@ -37,6 +37,15 @@ def movielens() -> Path:
 
 
 @pytest.fixture
+def tiktok() -> Path:
+    """The folder with TikTok's interactions and vectors, which are not ours to ship."""
+    folder = os.environ.get("METAREC_TEST_DATA")
+    if not folder or not (Path(folder) / "tiktok").is_dir():
+        pytest.skip("METAREC_TEST_DATA names no folder with TikTok")
+    return Path(folder) / "tiktok"
+
+
+@pytest.fixture
 def make_row() -> Callable[..., Row]:
     """A function that makes a row of a report, of which only what matters to a test need be given."""
     return _row

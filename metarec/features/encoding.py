@@ -106,8 +106,8 @@ def fit_encoders(train: Dataset) -> SideEncoders:
     """Fit an encoder for every attribute on the training entities.
 
     The encoder is the one that `Entities.encoders` names. An attribute that is not named there goes by its type:
-    strings, categories and booleans are ``categorical``, lists ``multi-categorical``, numbers ``numeric``; the
-    display attribute is left out.
+    strings, categories and booleans are ``categorical``, numbers ``numeric``, lists of fractions and arrays of numbers
+    ``vector``, other lists ``multi-categorical``; the display attribute is left out.
 
     Raises
     ------
@@ -163,6 +163,9 @@ def _shown_only(entities: Entities) -> set[str]:
 def _by_type(name: str, dtype: pl.DataType, side: Side) -> EncoderSpec:
     if dtype.is_numeric():
         return EncoderSpec("numeric")
+    if isinstance(dtype, pl.List | pl.Array) and dtype.inner.is_numeric():
+        is_vector = isinstance(dtype, pl.Array) or dtype.inner.is_float()
+        return EncoderSpec("vector" if is_vector else "multi-categorical")
     if isinstance(dtype, pl.List):
         return EncoderSpec("multi-categorical")
     if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null):

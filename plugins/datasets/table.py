@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from metarec import hookimpl
 from metarec.data import (
@@ -64,6 +66,9 @@ class TableReader(Reader):
         Between fields of text; by default the one of ``:: tab , ; |`` that is most frequent in the header.
     encoding : str, default "utf-8"
         Of text.
+    vectors : mapping of attribute to Path, optional
+        Attributes of items that are vectors, such as ``{"image": "image.npy"}``: matrices as NumPy saves them, whose
+        row n, from 0, belongs to the n-th line of `items`, or without that to the item with the id n.
     lists : mapping of attribute to separator, optional
         Attributes of text that hold several values each: ``{"genres": "|"}``.
     title : str, optional
@@ -91,6 +96,7 @@ class TableReader(Reader):
         outliers: Outliers = "error",
         separator: str | None = None,
         encoding: str = "utf-8",
+        vectors: Mapping[str, Path] = {},
         lists: Mapping[str, str] = {},
         title: str | None = None,
     ) -> None:
@@ -110,6 +116,7 @@ class TableReader(Reader):
         self.outliers = outliers
         self.separator = separator
         self.encoding = encoding
+        self.vectors = vectors
         self.lists = lists
         self.title = title
 
@@ -152,6 +159,8 @@ class TableReader(Reader):
     def _entities(self, columns: Columns) -> dict[Side, Table]:
         paths: dict[Side, Path | None] = {"user": self.users, "item": self.items}
         tables = {side: self._attributes(path) for side, path in paths.items() if path is not None}
+        for name, path in self.vectors.items():
+            tables["item"] = _with_vectors(tables.get("item"), columns.item, name, path)
         known = {name for table in tables.values() for name in table.frame.columns}
         for name in self.lists:
             if name not in known:
@@ -181,6 +190,34 @@ class TableReader(Reader):
     @property
     def _layout(self) -> Layout:
         return Layout(self.separator, self.encoding)
+
+
+def _with_vectors(table: Table | None, key: str, name: str, path: Path) -> Table:
+    """The items' table with one more attribute, or without a table one of the items 0, 1, …"""
+    matrix = _matrix(path)
+    if table is None:
+        table = Table(pl.DataFrame({key: np.arange(len(matrix))}), str(path))
+    if len(matrix) != table.frame.height:
+        raise DataError(
+            f"{path}: has {len(matrix)} rows, expected {table.frame.height}, as many as {table.source} has"
+        )
+    return replace(table, frame=table.frame.with_columns(pl.Series(name, matrix)))
+
+
+def _matrix(path: Path) -> NDArray[np.float32]:
+    """float32 [rows, columns]."""
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError):
+        raise DataError(f"{path}: is no matrix as NumPy saves it (.npy)") from None
+    if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.number) or np.iscomplexobj(matrix):
+        raise DataError(
+            f"{path}: holds {matrix.dtype} of shape {list(matrix.shape)}, expected a matrix of numbers"
+        )
+    numbers: NDArray[np.float32] = matrix.astype(np.float32)
+    return numbers
 
 
 def _is_parquet(path: Path) -> bool:

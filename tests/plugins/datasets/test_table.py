@@ -10,12 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metarec import load_dataset
+from metarec import load_dataset, split
 from metarec.data import Dataset, Entities, RatingScale
 from metarec.errors import ConfigError, DataError
 
@@ -90,6 +91,60 @@ def test_ids_are_strings_where_an_entity_table_has_one_that_is_no_integer(
     assert dataset.items.ids.to_list() == ["10", "7", "A77"]
     assert triples(dataset)[0] == ("b", "10", 4.0)
     assert attributes(dataset.items)["10"] == {"kind": None}
+
+
+MATRIX = np.arange(6, dtype=np.float16).reshape(3, 2)
+
+
+def test_vectors_belong_to_the_lines_of_the_items_or_to_their_numbers(tmp_path: Path, ratings: Path) -> None:
+    np.save(tmp_path / "image.npy", MATRIX)
+    (tmp_path / "items.csv").write_text(ITEMS)
+    vectors = {"image": str(tmp_path / "image.npy")}
+    lines = load_dataset("table", path=ratings, items=tmp_path / "items.csv", vectors=vectors).items
+    assert {item: row["image"] for item, row in attributes(lines).items()} == {
+        7: [0, 1],
+        10: [2, 3],
+        12: [4, 5],
+    }
+    (tmp_path / "by_number.csv").write_text("user,item,rating\na,2,1\nb,0,5\n")
+    numbers = load_dataset("table", path=tmp_path / "by_number.csv", vectors=vectors).items
+    assert attributes(numbers) == {n: {"image": MATRIX[n].tolist()} for n in range(3)}
+    assert numbers.attributes["image"].dtype == pl.Array(pl.Float32, 2)
+
+
+@pytest.mark.parametrize("what", ["nothing", "text", "row", "words", "short"])
+def test_vectors_that_cannot_be_read_are_named(tmp_path: Path, ratings: Path, what: str) -> None:
+    path = tmp_path / "image.npy"
+    if what == "text":
+        path.write_text("1,2")
+    elif what != "nothing":
+        arrays = {"row": MATRIX[0], "words": MATRIX.astype(str), "short": MATRIX[:2]}
+        np.save(path, arrays[what])
+    (tmp_path / "items.csv").write_text(ITEMS)
+    message = {
+        "nothing": "no such file",
+        "text": "is no matrix as NumPy saves it (.npy)",
+        "row": "holds float16 of shape [2], expected a matrix of numbers",
+        "words": "holds <U32 of shape [3, 2], expected a matrix of numbers",
+        "short": f"has 2 rows, expected 3, as many as {tmp_path / 'items.csv'} has",
+    }[what]
+    with pytest.raises(DataError) as error:
+        load_dataset("table", path=ratings, items=tmp_path / "items.csv", vectors={"image": path})
+    assert str(error.value) == f"{path}: {message}"
+
+
+def test_tiktok_is_read_with_what_is_heard_and_seen(tiktok: Path) -> None:
+    dataset = load_dataset(
+        "table",
+        path=tiktok / "interactions.csv.gz",
+        user="user_id",
+        item="item_id",
+        feedback="implicit",
+        vectors={"image": tiktok / "image_feat.npy", "audio": tiktok / "audio_feat.npy"},
+    )
+    assert (len(dataset.users), len(dataset.items), len(dataset)) == (9308, 6710, 68722)
+    train = split(dataset, "cold-start", new_users=0.0, support_sizes=[0]).train
+    assert train.items.features is not None and train.items.features.width == 2 * 33
 
 
 @pytest.mark.parametrize(
