@@ -1,4 +1,4 @@
-"""``python -m benchmarks.quality [--json FILE] [--data DIR]``: do the default and all other algorithms beat floors?"""
+"""``python -m benchmarks.quality [--only PARTS] [--json FILE] [--data DIR]``: does every algorithm beat the floors?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metarec.config import RunConfig
-from metarec.evaluation import Row, deciding, mean_over_seeds, tallies
+from metarec.evaluation import Row, deciding, mean_over_seeds, support_name, tallies
 from metarec.experiment import DEFAULT_ALGORITHM
 from metarec.pluginmanager import plugin_manager
 
@@ -29,6 +29,20 @@ SEEDS = (0, 1, 2)
 DECIDING = ("rmse", "crps", "nll", "ndcg_linear@5")
 COVERAGE = "interval_coverage@90"
 COLD = ("new-user", "new-item", "new-both")
+KEPT = (
+    "scenario",
+    "support",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "best_floor",
+    "gain",
+    "gain_low",
+    "gain_high",
+)
+SURPRISE_MAE = 0.737
+FACTORISATIONS = ("mf", "meta-cf")
 BEST_MAE = {"new-user": 0.69, "new-item": 0.88, "new-both": 0.86}
 
 
@@ -43,41 +57,49 @@ class Target:
 
 def main(
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the results to this file too.")
+        Path | None,
+        typer.Option("--json", help="Write the results to this file too; what else it holds stays."),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="MovieLens 1M with MetaHIN's splits; default: ml-1m in METAREC_TEST_DATA, where set."
+            help="Folder with ml-1m (and MetaHIN's splits), ml-100k and tiktok; default: METAREC_TEST_DATA."
         ),
     ] = None,
+    only: Annotated[
+        str, typer.Option(help="Some of embedded, movielens, melu, metahin, warm, tiktok, between commas.")
+    ] = "embedded,movielens,melu,metahin",
     algorithms: Annotated[
         str | None, typer.Option(help="Of the catalogue only these, separated by commas.")
     ] = None,
 ) -> None:
-    """Run the default algorithm and all floors on the embedded data, and all algorithms on MovieLens 1M if it is there.
+    """Run the default algorithm and all floors on the embedded data, and all algorithms on other data that is there.
 
-    The file is written anew after each algorithm.
+    The file is written after each algorithm.
     """
     console = Console(highlight=False)
-    results = {"embedded": embedded(RunConfig())}
-    show_embedded(results["embedded"], console)
-    folder = data or _movielens_at_hand()
-    if folder is None:
-        console.print(
-            "MovieLens 1M was left out: no --data, and METAREC_TEST_DATA names no folder that has it."
-        )
-    else:
-        results["movielens"] = movielens(metahin(folder))
-        show_movielens(results["movielens"], console)
-        results["catalogue"] = []
-        names = algorithms.split(",") if algorithms else learners()
-        for config in (melu(folder), metahin(folder)):
-            for name in names:
-                results["catalogue"].append(entry(config, name))
+    results = json.loads(json_file.read_text(encoding="utf-8")) if json_file and json_file.exists() else {}
+    folder = data or Path(os.environ.get("METAREC_TEST_DATA", "."))
+    for part in only.split(","):
+        if part == "embedded":
+            results["embedded"] = embedded(RunConfig())
+            show_embedded(results["embedded"], console)
+        elif not (folder / FOLDERS[part]).is_dir():
+            console.print(
+                f"{part} was left out: {folder} has no {FOLDERS[part]} (--data or METAREC_TEST_DATA)."
+            )
+        elif part == "movielens":
+            results["movielens"] = movielens(metahin(folder / FOLDERS[part]))
+            show_movielens(results["movielens"], console)
+        else:
+            config = CATALOGUE[part](folder / FOLDERS[part])
+            for name in algorithms.split(",") if algorithms else learners(part):
+                found = entry(config, name, floors=FLOORS.get(part))
+                same = [one for one in results.get("catalogue", ()) if _identity(one) != _identity(found)]
+                results["catalogue"] = [*same, found]
                 _write(results, json_file)
             show_catalogue(results["catalogue"], config.protocol.name, console)
-    _write(results, json_file)
+        _write(results, json_file)
 
 
 def _write(results: dict[str, Any], json_file: Path | None) -> None:
@@ -85,17 +107,17 @@ def _write(results: dict[str, Any], json_file: Path | None) -> None:
         json_file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _movielens_at_hand() -> Path | None:
-    folder = Path(os.environ.get("METAREC_TEST_DATA", "")) / "ml-1m"
-    return folder if "METAREC_TEST_DATA" in os.environ and folder.is_dir() else None
+def _identity(entry: dict[str, Any]) -> tuple[str, str]:
+    return entry["protocol"], entry["algorithm"]
 
 
-def learners() -> list[str]:
-    """Every algorithm that fits ratings and is no floor."""
+def learners(part: str = "metahin") -> list[str]:
+    """Every algorithm that fits the ratings of a part and is no floor."""
+    feedback = "implicit" if part == "tiktok" else "explicit"
     return [
         name
         for name, kind in plugin_manager().algorithms.items()
-        if "explicit" in kind.feedback and not kind.is_floor
+        if feedback in kind.feedback and not kind.is_floor
     ]
 
 
@@ -115,6 +137,52 @@ def metahin(folder: Path, *, seeds: Sequence[int] = SEEDS, **values: Any) -> Run
             **values,
         }
     )
+
+
+def warm(folder: Path, *, seeds: Sequence[int] = range(5)) -> RunConfig:
+    """MovieLens 100K in five parts, each predicted from the others."""
+    return RunConfig.of(
+        {
+            "dataset": {"name": "movielens", "options": {"path": str(folder)}},
+            "protocol": {"name": "warm"},
+            "metrics": ["mae", "rmse"],
+            "seeds": list(seeds),
+        }
+    )
+
+
+def tiktok(folder: Path, *, seeds: Sequence[int] = SEEDS) -> RunConfig:
+    """TikTok: who will see a new video, by what is seen and heard in it and the first who did."""
+    vectors = {name: str(folder / f"{name}_feat.npy") for name in ("image", "audio")}
+    return RunConfig.of(
+        {
+            "dataset": {
+                "name": "table",
+                "options": {
+                    "path": str(folder / "interactions.csv.gz"),
+                    "user": "user_id",
+                    "item": "item_id",
+                    "feedback": "implicit",
+                    "vectors": vectors,
+                },
+            },
+            "protocol": {"name": "cold-start", "options": {"new_users": 0.0, "support_sizes": [0, 1, 3, 5]}},
+            "scenarios": ["new-item"],
+            "metrics": ["ndcg_linear@20", "recall@20"],
+            "seeds": list(seeds),
+        }
+    )
+
+
+FOLDERS = {"movielens": "ml-1m", "melu": "ml-1m", "metahin": "ml-1m", "warm": "ml-100k", "tiktok": "tiktok"}
+# Beside popularity, an algorithm that knows how active each user is shows little of what content says of a video.
+FLOORS = {"tiktok": ("random",)}
+CATALOGUE: dict[str, Callable[[Path], RunConfig]] = {
+    "melu": melu,
+    "metahin": metahin,
+    "warm": warm,
+    "tiktok": tiktok,
+}
 
 
 def run(config: RunConfig, *arguments: str) -> tuple[float, dict[str, Any]]:
@@ -171,24 +239,28 @@ def movielens(config: RunConfig, *arguments: str, algorithm: str = DEFAULT_ALGOR
     }
 
 
-def entry(config: RunConfig, algorithm: str, *arguments: str) -> dict[str, Any]:
-    """An algorithm beside all floors: error by scenario, gain over the best floor, means over the seeds; seconds."""
-    floors = [name for name, kind in plugin_manager().algorithms.items() if kind.is_floor]
+def entry(
+    config: RunConfig, algorithm: str, *arguments: str, floors: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """An algorithm beside floors, by default all: values, gains over the best one, means over the seeds; seconds."""
+    if floors is None:
+        floors = [name for name, kind in plugin_manager().algorithms.items() if kind.is_floor]
     chosen = RunConfig.of(
         {**config.model_dump(mode="json", exclude_none=True), "algorithms": [*floors, algorithm]}
     )
     _, report = run(chosen, *arguments)
     fits = [its["fit_seconds"] for its in report["timings"][algorithm]]
-    kept = ("scenario", "metric", "value", "low", "high", "best_floor", "gain", "gain_low", "gain_high")
+    rows = [row for row in mean_over_seeds(report["rows"]) if row["algorithm"] == algorithm]
     return {
+        "dataset": rows[0]["dataset"],
         "protocol": config.protocol.name,
         "algorithm": algorithm,
         "seeds": list(config.seeds),
         "fit_seconds": sum(fits) / len(fits),
         "rows": [
-            {name: row[name] for name in kept}
-            for row in mean_over_seeds(report["rows"])
-            if row["algorithm"] == algorithm and row["metric"] in ("mae", *DECIDING)
+            {name: value for name, value in row.items() if name in KEPT}
+            for row in rows
+            if row["metric"] not in ("mae_median", COVERAGE)
         ],
     }
 
@@ -248,21 +320,23 @@ def show_movielens(result: dict[str, Any], console: Console) -> None:
 def show_catalogue(entries: Sequence[dict[str, Any]], protocol: str, console: Console) -> None:
     """Print the errors by algorithm, and what was meant to be reached."""
     entries = [one for one in entries if one["protocol"] == protocol]
-    console.print(f"[bold]MovieLens 1M, {protocol}[/]: MAE, and RMSE with its gain over the best floor")
+    console.print(
+        f"[bold]{entries[0]['dataset']}, {protocol}[/]: gain over the best floor, with its interval"
+    )
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for heading in ("algorithm", "scenario", "mae", "rmse", "gain over best floor", "fit, s"):
-        table.add_column(heading, justify="right" if heading in ("mae", "rmse", "fit, s") else "left")
+    for heading in ("algorithm", "fit, s", "scenario", "support", "metric", "value", "gain over best floor"):
+        right = heading in ("fit, s", "support", "value")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
     for one in entries:
-        found = {(row["scenario"], row["metric"]): row for row in one["rows"]}
-        for scenario in dict.fromkeys(row["scenario"] for row in one["rows"]):
-            mae, rmse = found[scenario, "mae"]["value"], found[scenario, "rmse"]
+        for row in one["rows"]:
             table.add_row(
                 one["algorithm"],
-                scenario,
-                f"{mae:.3f}",
-                f"{rmse['value']:.3f}",
-                f"{_gain(rmse)}  {rmse['best_floor'] or ''}",
                 f"{one['fit_seconds']:.0f}",
+                row["scenario"],
+                support_name(row["support"]),
+                row["metric"],
+                f"{row['value']:.4f}",
+                f"{_gain(row)}  {row['best_floor'] or ''}",
             )
     console.print(table)
     _show_targets([asdict(target) for target in catalogue_targets(entries, protocol)], console)
@@ -280,7 +354,13 @@ def catalogue_targets(entries: Sequence[dict[str, Any]], protocol: str) -> list[
     if protocol == "melu":
         reached = [value for name, scenario, value in mae if (name, scenario) == ("melu", "new-user")]
         targets += [Target("melu, new-user: mae at most 0.740", value, value <= 0.74) for value in reached]
-    else:
+    elif protocol == "warm":
+        targets += [
+            Target(f"{name}: mae at most {SURPRISE_MAE}, Surprise's", value, value <= SURPRISE_MAE)
+            for name, _, value in mae
+            if name in FACTORISATIONS
+        ]
+    elif protocol == "metahin":
         for scenario in COLD:
             best = min((value for _, its, value in mae if its == scenario), default=float("nan"))
             most = BEST_MAE[scenario]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from metarec import load_dataset
 from metarec.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -127,12 +128,37 @@ def test_the_catalogue_is_beside_the_floors(quality, tmp_path) -> None:
     entry = quality.entry(quality.metahin(tmp_path, seeds=[1]), "shrunk-mean", *PLUGIN)
     assert json.loads(json.dumps(entry)) == entry
     assert (entry["protocol"], entry["algorithm"], entry["seeds"]) == ("metahin", "shrunk-mean", [1])
+    assert entry["dataset"] == "movielens-1m" and all(set(row) == set(quality.KEPT) for row in entry["rows"])
     (rmse,) = (r for r in entry["rows"] if (r["scenario"], r["metric"]) == ("new-both", "rmse"))
     assert rmse["gain_low"] <= rmse["gain"] <= rmse["gain_high"]
     text = shown(lambda result, console: quality.show_catalogue([result], "metahin", console), entry)
     assert "shrunk-mean" in text and "new-user: least mae below 0.690" in text
     assert {"bayesian", "maml"} <= set(quality.learners())
     assert "bias" not in quality.learners()
+
+
+def test_what_a_file_of_results_holds_stays_but_for_what_is_run(quality, tmp_path, monkeypatch) -> None:
+    def entry(config: RunConfig, name: str, dataset: str = "new", **_: Any) -> dict[str, Any]:
+        ran = {"dataset": dataset, "protocol": config.protocol.name, "algorithm": name}
+        return {**ran, "fit_seconds": 1.0, "rows": []}
+
+    monkeypatch.setattr(quality, "entry", entry)
+    (tmp_path / "ml-100k").mkdir()
+    before = [entry(quality.warm(tmp_path), name, "old") for name in ("mf", "bayesian")]
+    file = tmp_path / "quality.json"
+    file.write_text(json.dumps({"embedded": 1, "catalogue": before}))
+    quality.main(file, tmp_path, only="warm,tiktok", algorithms="mf,meta-cf")
+    found = json.loads(file.read_text())
+    assert found["embedded"] == 1 and found["catalogue"][0] == before[1]
+    assert [(one["dataset"], one["algorithm"]) for one in found["catalogue"][1:]] == [
+        ("new", "mf"),
+        ("new", "meta-cf"),
+    ]
+
+
+def test_data_that_is_there_is_read(quality, movielens, tiktok) -> None:
+    for config in (quality.warm(movielens / "ml-100k"), quality.tiktok(tiktok)):
+        assert len(load_dataset(config.dataset.name, **config.dataset.options)) in (100_000, 68_722)
 
 
 def test_targets_of_the_catalogue(quality) -> None:
@@ -150,6 +176,7 @@ def test_targets_of_the_catalogue(quality) -> None:
     good, poor = entry("melu", 0.68, 0.01), entry("reptile", 0.87, -0.01)
     below = [f"reptile, {scenario}: rmse less than every floor's, by" for scenario in quality.COLD]
     assert missed([good, poor], "metahin") == missed([good, poor], "melu") == below
+    assert set(missed([entry("meta-cf", 0.74, 0.01)], "warm")) == {"meta-cf: mae at most 0.737, Surprise's"}
     worst = [entry("melu", 0.87, 0.01)]
     assert missed(worst, "melu") == ["melu, new-user: mae at most 0.740"]
     assert missed(worst, "metahin") == ["new-user: least mae below 0.690", "new-both: least mae below 0.860"]

@@ -198,12 +198,16 @@ def test_one_line_per_value(lists):
     assert frame.rows() == [(row, value) for row, values in enumerate(lists) for value in values or [None]]
 
 
-WORDS, LISTS = pl.Series("a", ["1", "2"]), pl.Series("a", [["1"], ["2", "1"]])
+WORDS = pl.Series("a", ["1", "2"])
+OTHERS = {
+    "multi-categorical": pl.Series("a", [["1"], ["2", "1"]]),
+    "vector": pl.Series("a", [[1, 2], [2, 1]]),
+}
 
 
 @pytest.mark.parametrize("name", list(plugin_manager().encoders))
 def test_every_encoder_keeps_missing_apart_and_rows_in_order(name):
-    column = LISTS if name == "multi-categorical" else WORDS
+    column = OTHERS.get(name, WORDS)
     encoder = plugin_manager().encoders.create(name).fit(column)
     dense = encoder.transform(column).dense()
     missing = encoder.transform(pl.Series("a", [None], dtype=column.dtype)).dense()[0]
