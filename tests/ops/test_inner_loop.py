@@ -1,10 +1,12 @@
 import importlib
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 from torch import Tensor
 
 from metarec.ops.inner_loop import (
@@ -199,13 +201,49 @@ def test_equals_autograd(counts, queries, widths, rates, order, dtype):
     assert_equals_autograd(Problem(counts, queries, widths, rates=rates, dtype=dtype), order)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("loss", ["squared", "logistic", "gaussian"])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
 @pytest.mark.parametrize("widths", [[6, 5, 4], [6, 9]])
-def test_equals_autograd_for_each_activation_and_loss(widths, activation, loss, order):
-    problem = Problem([3, 0, 40], [2, 2, 3], widths, activation=activation, loss=loss, rates="per step")
+def test_equals_autograd_for_each_activation_and_loss(widths, activation, loss, order, dtype):
+    problem = Problem(
+        [3, 0, 40], [2, 2, 3], widths, activation=activation, loss=loss, rates="per step", dtype=dtype
+    )
     assert_equals_autograd(problem, order)
+
+
+def activated(activation, inputs):
+    """A head that gives its activation of a number."""
+    layer, none, start = (torch.ones(1, 1), torch.zeros(1)), torch.zeros(0), torch.tensor([0, 0])
+    head, steps = InnerHead([layer, layer], activation), InnerSteps(0, 0.1)
+    ends = torch.tensor([0, len(inputs)])
+    return inner_loop(head, steps, none[:, None], none, start, inputs[:, None], ends)
+
+
+@pytest.mark.parametrize(
+    ("activation", "function", "slope", "units"),
+    [
+        ("gelu", lambda x: x * ndtr(x), lambda x: ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi), 5),
+        ("tanh", np.tanh, lambda x: 1 - np.tanh(x) ** 2, 2),
+    ],
+)
+def test_activations_in_single_precision_are_right_to_the_last_places(activation, function, slope, units):
+    small = torch.logspace(-20, 0, 1000)
+    inputs = torch.cat([torch.linspace(-13, 13, 20001), small, -small]).requires_grad_()
+    got = activated(activation, inputs)
+    (gradient,) = torch.autograd.grad(got.sum(), inputs)
+    x = inputs.detach().double().numpy()
+    wanted = function(x)
+    errors = np.abs(got.detach().double().numpy() - wanted) / np.spacing(np.abs(wanted).astype(np.float32))
+    assert errors.max() <= units
+    np.testing.assert_allclose(gradient, slope(x), rtol=0, atol=3e-7)
+
+
+def test_activations_of_what_is_not_finite():
+    inputs = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    torch.testing.assert_close(activated("tanh", inputs), torch.tanh(inputs), equal_nan=True)
+    torch.testing.assert_close(activated("gelu", inputs)[[0, 2]], inputs[[0, 2]], equal_nan=True)
 
 
 @pytest.mark.parametrize("order", [1, 2])
