@@ -66,6 +66,17 @@ bool prefers_unfolded(const Network<Real>& network, std::int64_t queries) {
   return queries * (layer.in + layer.out) > layer.in * layer.out;
 }
 
+// Fetches the inputs of a task while the one before it is busy.
+template <class Real>
+void fetch_inputs(const Supports<Real>& supports, const Queries<Real>& queries, std::int64_t width, std::int64_t task) {
+  const auto fetch = [width, task](std::span<const Real> inputs, std::span<const std::int64_t> offsets) {
+    const std::size_t row = static_cast<std::size_t>(width) * sizeof(Real);
+    prefetch(inputs.data(), offsets[task] * row, (offsets[task + 1] - offsets[task]) * row);
+  };
+  fetch(supports.inputs, supports.offsets);
+  fetch(queries.inputs, queries.offsets);
+}
+
 template <class Real>
 void predict_tasks(const Network<Real>& network, const Supports<Real>& supports, const Queries<Real>& queries,
                    Real* predictions, const TraceLayout<Real>& trace, std::int64_t begin, std::int64_t end) {
@@ -77,6 +88,7 @@ void predict_tasks(const Network<Real>& network, const Supports<Real>& supports,
     loop.begin(supports.inputs.data() + first * width, rows, takes_gram(network, trace.keep, rows, query_rows),
                trace.of(task, first, query));
     loop.prepare(true);
+    if (task + 1 < end) fetch_inputs(supports, queries, width, task + 1);
     loop.rate(supports.targets.data() + first, supports.weights.data() + first, supports.mean);
     loop.adapt();
     if (prefers_unfolded(network, query_rows)) loop.unfold();
@@ -106,6 +118,7 @@ void reverse_tasks(const Network<Real>& network, const Supports<Real>& supports,
       loop.prepare(trace.keep == Keep::nothing);
       loop.adapt(trace.keep == Keep::steps);
     }
+    if (task + 1 < end) fetch_inputs(supports, queries, width, task + 1);
     loop.reverse(queries.inputs.data() + query * width, query_rows, grad + query * network.outputs(), order,
                  supports.mean,
                  {from(to.support, first * width), from(to.targets, first), from(to.weights, first),

@@ -32,6 +32,8 @@ struct Step {
   Weights<Real> at;
   Pass<Real> pass;
   Real *grad[kMostLayers] = {}, *pushed[kMostLayers] = {};  // G and D
+  const Real* traced = nullptr;  // where of these are in a trace, and how many values
+  std::int64_t traced_size = 0;
 };
 
 // z_l = h W_l^T + b_l

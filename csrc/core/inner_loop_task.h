@@ -70,6 +70,7 @@ class TaskLoop {
     for (std::int64_t k = 0; k < network_.steps; ++k) {
       Step<Real>& step = steps_[keep_steps_ ? k : 0];
       step.at = now;
+      if (k + 1 < std::ssize(steps_)) fetch(steps_[k + 1]);
       if (!replay) propagate(step);
       find_gradients(step, replay);
       now = advance(step, k);
@@ -239,6 +240,7 @@ class TaskLoop {
     steps_.assign(static_cast<std::size_t>(keep_steps_ ? network_.steps : one), {});
     Real* none = nullptr;
     for (Step<Real>& step : steps_) {
+      step.traced = trace_.support;
       step.pass = allocate_pass(rows_, keep_steps_ ? trace_.support : none);
       for (std::int64_t l = 0; l < count(); ++l) {
         const std::int64_t size = rows_ * layers_[l].out_stride;
@@ -246,6 +248,7 @@ class TaskLoop {
         step.grad[l] = take_from(part, size);
         step.pushed[l] = network_.curved() && l < top() ? take_from(part, size) : step.grad[l];
       }
+      step.traced_size = trace_.support - step.traced;
     }
     next_.assign(static_cast<std::size_t>(keep_weights_ ? network_.steps : one), {});
     for (std::int64_t k = 0; k < std::ssize(next_); ++k) {
@@ -258,6 +261,12 @@ class TaskLoop {
       }
     }
     scratch_ = take(network_.largest_layer);
+    if (!steps_.empty()) fetch(steps_[0]);
+  }
+
+  // A trace is in no cache when it is written, nor when it is read, and the tiles of a product ask for it line by line.
+  static void fetch(const Step<Real>& step) {
+    prefetch(step.traced, 0, static_cast<std::size_t>(step.traced_size) * sizeof(Real));
   }
 
   // The inner products of rows with the support.
