@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+NVCC = shutil.which("nvcc")
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not in a source tree")
 
@@ -73,7 +74,8 @@ def sdist(checkout) -> Path:
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    pip(Path(sys.executable), "wheel", "--no-deps", "--no-build-isolation", "-w", folder, sdist)
+    command = ("wheel", "--no-deps", "--no-build-isolation", "-w", folder, sdist)
+    pip(Path(sys.executable), *command, TORCH_CUDA_ARCH_LIST="9.0+PTX")
     (archive,) = folder.glob("metarec-*.whl")
     return archive
 
@@ -116,10 +118,11 @@ def test_an_installation_uses_its_native_kernels_and_says_how_it_was_built(insta
     program = (
         "import json, metarec, torch; from metarec.ops import cosine_topk;"
         "print(json.dumps([metarec.build_info(), metarec.__file__, metarec.get_include(),"
-        "cosine_topk(torch.eye(3), torch.eye(3), 1)[1].tolist()]))"
+        "cosine_topk(torch.eye(3), torch.eye(3), 1)[1].tolist(),"
+        "torch._C._dispatch_has_kernel_for_dispatch_key('metarec::cosine_scores', 'CUDA')]))"
     )
-    build, module, include, rows = json.loads(run(installed, "-W", "error", "-c", program))
-    assert build["native"] is True and build["cuda"] is False
+    build, module, include, rows, on_cuda = json.loads(run(installed, "-W", "error", "-c", program))
+    assert build["native"] is True and build["cuda"] is on_cuda is (NVCC is not None)
     assert {name: build[name] for name in ("METAREC_CPP", "METAREC_CUDA", "METAREC_DEBUG")} == {
         "METAREC_CPP": "1",
         "METAREC_CUDA": "auto",
@@ -175,10 +178,19 @@ def test_an_isolated_build_asks_for_torch_where_there_is_none(checkout):
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"METAREC_CUDA": "1"}, "METAREC_CUDA=1, but this version has no CUDA kernels yet"),
+        (
+            {"METAREC_CUDA": "1", "CUDA_HOME": "/nowhere"},
+            "METAREC_CUDA=1, but there is no nvcc on PATH or in CUDA_HOME",
+        ),
+        ({"METAREC_CUDA": "1", "METAREC_CPP": "0"}, "METAREC_CUDA=1, but METAREC_CPP=0"),
+        pytest.param(
+            {"TORCH_CUDA_ARCH_LIST": "hopper"},
+            "TORCH_CUDA_ARCH_LIST must hold versions such as 9.0 or 12.0+PTX, got 'hopper'",
+            marks=pytest.mark.skipif(NVCC is None, reason="no nvcc"),
+        ),
         ({"METAREC_CUDA": "yes"}, "METAREC_CUDA must be one of auto, 0, 1, got 'yes'"),
         ({"METAREC_CPP": "off"}, "METAREC_CPP must be one of 0, 1, got 'off'"),
-        ({"CXX": "false"}, "METAREC_CPP=0 installs metarec without them"),
+        ({"CXX": "false", "METAREC_CUDA": "0"}, "METAREC_CPP=0 installs metarec without them"),
     ],
 )
 def test_what_stops_a_build_is_named(checkout, tmp_path, switches, message):

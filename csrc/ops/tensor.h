@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <span>
 
+#include "metarec/bfloat16.h"
 #include "metarec/parallel.h"
 #include "metarec/rows.h"
 
@@ -51,6 +52,16 @@ inline Parallel torch_threads() {
 template <class Function>
 auto with_real(const Tensor& tensor, const Function& function) {
   return tensor.scalar_type() == ScalarType::Double ? function(double{}) : function(float{});
+}
+
+// Calls function(Stored{}) with the type that a table is stored in.
+template <class Function>
+auto with_stored(const Tensor& table, const Function& function) {
+  return table.scalar_type() == ScalarType::BFloat16 ? function(BFloat16{}) : with_real(table, function);
+}
+
+inline ScalarType arithmetic_type(const Tensor& table) {
+  return table.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 }  // namespace metarec::ops

@@ -10,16 +10,6 @@ namespace {
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
-// Calls function(Stored{}) with the type that a table is stored in.
-template <class Function>
-auto with_stored(const Tensor& table, const Function& function) {
-  return table.scalar_type() == ScalarType::BFloat16 ? function(BFloat16{}) : with_real(table, function);
-}
-
-ScalarType arithmetic_type(const Tensor& table) {
-  return table.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 template <class Stored>
 CosinePairs<Stored> pairs_of(const Tensor& left, const Tensor& right, const Tensor& left_rows,
                              const Tensor& right_rows) {

@@ -1,0 +1,34 @@
+// What the two halves of a CUDA op share, in plain C++: the torch half ({op}.cpp, by the host's compiler) and the kernels
+// ({op}_kernel.cu, by nvcc). Torch's headers stay out of nvcc, which would read them once per architecture.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace metarec::cuda {
+
+struct Grid {
+  std::int64_t blocks;
+  int threads;
+  std::int64_t rows = 1;         // blockIdx.y
+  std::size_t shared_bytes = 0;  // of dynamic shared memory
+};
+
+// Launches kernels on a CUDA stream of the current device, and waits for none. Defined in stream.cuh.
+struct Stream {
+  void* handle;
+
+  template <class... Parameters>
+  void operator()(const Grid& grid, void (*kernel)(Parameters...), std::type_identity_t<Parameters>... arguments) const;
+};
+
+// Rows of int32 or int64.
+struct Rows {
+  const void* data;
+  bool wide;
+};
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace metarec::cuda

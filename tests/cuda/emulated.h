@@ -1,0 +1,51 @@
+// What the tests of the kernels share: the emulator as a launch, and results that must all be written.
+#pragma once
+
+#include <vector>
+
+#include "native/checks.h"
+#include "ops/cuda/device.cuh"
+
+// Launches as a Stream does on a device, with the threads in an order of its own.
+struct Emulated {
+  std::uint64_t seed;
+
+  template <class... Parameters>
+  void operator()(const metarec::cuda::Grid& grid, void (*kernel)(Parameters...),
+                  std::type_identity_t<Parameters>... arguments) const {
+    const dim3 blocks(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.rows));
+    simt::launch({blocks, static_cast<unsigned>(grid.threads), grid.shared_bytes, seed}, kernel, arguments...);
+  }
+};
+
+// The types that tables are stored in, as numbers of the test.
+template <class Stored>
+Stored stored(double value) {
+  return metarec::cuda::store<Stored>(static_cast<metarec::Arithmetic<Stored>>(value));
+}
+
+template <class Stored>
+double number(Stored value) {
+  return metarec::cuda::load(value);
+}
+
+template <class Stored>
+std::vector<Stored> stored_normal(std::int64_t count, unsigned seed) {
+  std::vector<Stored> values;
+  for (const double value : normal<double>(count, seed)) values.push_back(stored<Stored>(value));
+  return values;
+}
+
+// Claims that a call throws simt::Error with this in its message.
+template <class Call>
+void check_error(const Call& call, const std::string& message) {
+  try {
+    call();
+  } catch (const simt::Error& error) {
+    if (std::string(error.what()).find(message) != std::string::npos) return;
+    std::fprintf(stderr, "expected \"%s\", got \"%s\"\n", message.c_str(), error.what());
+    std::exit(1);
+  }
+  std::fprintf(stderr, "nothing was thrown, expected \"%s\"\n", message.c_str());
+  std::exit(1);
+}

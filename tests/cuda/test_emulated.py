@@ -1,0 +1,77 @@
+"""The CUDA kernels, run on the host by the emulator: right, within bounds, and wrong where a bug is planted."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+FLAGS = [
+    *("-std=c++20", "-O0", "-g1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+]
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
+    pytest.mark.skipif(not (ROOT / "csrc/testing").exists(), reason="not in a source tree"),
+]
+
+PROGRAMS = ["simt", "cosine_scores"]
+
+# A file of csrc/ops/cuda, a line of it, what stands there instead, and what then is seen.
+PLANTED = [
+    ("cosine_scores_kernel.cuh", "  __syncthreads();\n", "", "does not hold"),
+    (
+        "cosine_scores_kernel.cuh",
+        "const std::int64_t begin = tile * kCosineTile, end = min(begin + kCosineTile, terms.pairs);",
+        "const std::int64_t begin = tile * kCosineTile, end = min(begin + kCosineTile, terms.pairs - 1);",
+        "was not written|does not hold",
+    ),
+]
+
+
+def build(program: str, csrc: Path, folder: Path) -> Path:
+    """Build a test program over the kernels of a folder."""
+    includes = [f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{ROOT / 'tests'}"]
+    source, built = Path(__file__).with_name(f"{program}.cpp"), folder / program
+    done = subprocess.run(
+        [COMPILER, *FLAGS, *includes, source, "-o", built], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return built
+
+
+def run(*command: str | Path) -> tuple[int, str]:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_kernels_are_right_and_within_bounds(program, tmp_path):
+    code, printed = run(build(program, ROOT / "csrc", tmp_path))
+    assert code == 0, printed[-4000:]
+
+
+def test_what_lies_beyond_shared_memory_is_not_read(tmp_path):
+    program = build("simt", ROOT / "csrc", tmp_path)
+    for within in (7, 15):
+        assert run(program, str(within))[0] == 0
+    for beyond, seen in ((16, "heap-buffer-overflow"), (-1, "out of bounds for type 'float [8]'")):
+        code, printed = run(program, str(beyond))
+        assert code != 0 and seen in printed
+
+
+@pytest.mark.parametrize(("file", "line", "planted", "seen"), PLANTED)
+def test_planted_bugs_are_found(file, line, planted, seen, tmp_path):
+    csrc = tmp_path / "csrc"
+    for part in ("include", "ops/cuda", "testing"):
+        shutil.copytree(ROOT / "csrc" / part, csrc / part)
+    kernel = csrc / "ops/cuda" / file
+    assert kernel.read_text().count(line) == 1
+    kernel.write_text(kernel.read_text().replace(line, planted))
+    code, printed = run(build(file.removesuffix("_kernel.cuh"), csrc, tmp_path))
+    assert code != 0
+    assert any(sign in printed for sign in seen.split("|")), printed[-4000:]
