@@ -25,6 +25,7 @@ from metarec.learning.factorisation import Descent, Factors, factorise
 from metarec.learning.gradient import AdaptedHeads, GradientMetaLearner, Steps, Towers
 from metarec.learning.level import Level, LevelAlgorithm, residual_variance
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
+from metarec.learning.mode import ModeLearner
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes
 from metarec.learning.posterior import Posterior, PosteriorLearner
 from metarec.learning.run import Progress, Run, Silent
@@ -60,6 +61,7 @@ __all__ = [
     "Likelihood",
     "LinearHead",
     "LinearHeadLearner",
+    "ModeLearner",
     "NeuralAlgorithm",
     "Perceptron",
     "PlacedHead",

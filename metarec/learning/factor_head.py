@@ -9,16 +9,13 @@ from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, gaussian_nll_loss
 
 from metarec.data import SIDES, Dataset, Side, partner_side
-from metarec.learning.abilities import Explanation, leave_one_out
-from metarec.learning.algorithm import Adapted, Prediction
 from metarec.learning.factorisation import Descent, Similarity, factorise
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
 from metarec.learning.neural import EntityEmbedding, Sizes
 from metarec.learning.run import Run
-from metarec.tasks import EntityRows, Query, Support, Tasks
+from metarec.tasks import EntityRows, Support, Tasks
 
 
 class FactorHead(LinearHead):
@@ -156,26 +153,9 @@ class FactorHeadLearner(LinearHeadLearner):
         """θ of each task."""
         return self.place(support)
 
-    def predict(self, adapted: Adapted, query: Query) -> Prediction:
-        """Mean and variance of each query partner's rating; for implicit feedback the log odds."""
-        prediction = super().predict(adapted, query)
-        return Prediction(prediction.mean) if self.implicit_ else prediction
-
     def loss(self, tasks: Tasks) -> Tensor:
         """Mean negative log density of the query, or its cross-entropy."""
         return self.loss_of(self.place(tasks.support), tasks)
-
-    def loss_of(self, head: AdaptedHead, tasks: Tasks) -> Tensor:
-        """The same for some θ."""
-        mean, unknown, noise = self.predicted(head, tasks.query)
-        target = self.standardised(tasks.rating)
-        if self.implicit_:
-            return binary_cross_entropy_with_logits(mean, target)
-        return gaussian_nll_loss(mean, target, unknown + noise, full=True)
-
-    def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
-        """The mean less what the rest of the support makes of it."""
-        return leave_one_out(self, adapted, support, query)
 
     def factor_head(self, side: Side) -> FactorHead:
         """What the tasks of a side share."""

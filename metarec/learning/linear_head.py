@@ -8,12 +8,14 @@ from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, gaussian_nll_loss
 
 from metarec.data import Side
+from metarec.learning.abilities import Explanation, leave_one_out
 from metarec.learning.algorithm import Adapted, Prediction
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, distinct
 from metarec.options import Range
-from metarec.tasks import EntityRows, Query, Ragged
+from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,10 @@ class LinearHeadLearner(NeuralAlgorithm):
 
     @torch.no_grad()
     def predict(self, adapted: Adapted, query: Query) -> Prediction:
-        """Mean and variance of each query partner's rating."""
+        """Mean and variance of each query partner's rating; for implicit feedback the log odds of a choice."""
         mean, unknown, noise = self.predicted(_head(adapted), query)
+        if self.implicit_:
+            return Prediction(mean)
         scale = self.deviation_**2
         return Prediction(self.rated(mean), scale * (unknown + noise), scale * noise)
 
@@ -152,6 +156,18 @@ class LinearHeadLearner(NeuralAlgorithm):
     def candidate_factors(self, side: Side, partners: EntityRows) -> Tensor:
         """float [P, r]: the partners' features."""
         return self.head(side).features(partners)[0]
+
+    def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
+        """The mean less what the rest of the support makes of it."""
+        return leave_one_out(self, adapted, support, query)
+
+    def loss_of(self, head: AdaptedHead, tasks: Tasks) -> Tensor:
+        """Mean negative log density of the query's standardised ratings under `head`; or cross-entropy of choices."""
+        mean, unknown, noise = self.predicted(head, tasks.query)
+        target = self.standardised(tasks.rating)
+        if self.implicit_:
+            return binary_cross_entropy_with_logits(mean, target)
+        return gaussian_nll_loss(mean, target, unknown + noise, full=True)
 
     def predicted(self, head: AdaptedHead, query: Query) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance of the mean and of the noise, float [n] each, of standardised ratings; differentiable."""

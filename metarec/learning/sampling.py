@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from metarec.data import Dataset, Side
-from metarec.learning.abilities import Explanation, leave_one_out
 from metarec.learning.algorithm import Adapted
 from metarec.learning.linear_head import AdaptedHead, LinearHeadLearner
 from metarec.learning.neural import Sizes
@@ -21,7 +20,7 @@ from metarec.learning.run import Run
 from metarec.learning.training import TrainingWarning
 from metarec.ops import gaussian_posterior
 from metarec.options import Range
-from metarec.tasks import Query, Support, Tasks, TaskSampler
+from metarec.tasks import Support, Tasks, TaskSampler
 
 
 @dataclass(frozen=True)
@@ -195,10 +194,6 @@ class SamplingLearner(LinearHeadLearner):
     def forget(self, adapted: Adapted, rating: Support) -> Sample:
         """One rating less per task: draws anew."""
         return self._updated(adapted, rating, -1)
-
-    def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
-        """The mean less what it is by the rest of the support."""
-        return leave_one_out(self, adapted, support, query)
 
     def diagnostics(self, adapted: Adapted) -> Mapping[str, Tensor]:
         """What `figures` names, float [T] each; "untrusted" is 1 where the draws are not to be trusted."""

@@ -239,3 +239,14 @@ class Tasks:
             entity=self.entity[tasks],
             excluded=None if self.excluded is None else self.excluded.select(tasks),
         )
+
+    def answers(self) -> Support:
+        """The query and its ratings as a support of the same entities."""
+        query, support = self.query, self.support
+        return replace(
+            support,
+            offsets=query.offsets,
+            partner=query.partner,
+            partners=query.partners,
+            rating=self.rating,
+        )

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import gaussian_nll_loss
 
 from metarec import Algorithm, Tasks, hookimpl
 from metarec.learning import PosteriorLearner, Training
@@ -36,8 +35,7 @@ class Alpaca(PosteriorLearner):
 
     def loss(self, tasks: Tasks) -> Tensor:
         """Mean negative log density of the standardised query ratings."""
-        mean, unknown, noise = self.predicted(self.posterior(tasks.support), tasks.query)
-        return gaussian_nll_loss(mean, self.standardised(tasks.rating), unknown + noise, full=True)
+        return self.loss_of(self.posterior(tasks.support), tasks)
 
 
 @hookimpl

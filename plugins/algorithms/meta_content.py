@@ -9,10 +9,9 @@ from typing import Annotated
 import torch
 
 from metarec import Algorithm, Range, hookimpl
-from metarec.learning import Descent, Explanation, FactorHeadLearner, PosteriorLearner, Training
-from metarec.learning.algorithm import Adapted
+from metarec.learning import Descent, FactorHeadLearner, PosteriorLearner, Training
 from metarec.learning.posterior import Posterior
-from metarec.tasks import Query, Sampling, Support
+from metarec.tasks import Sampling, Support
 from metarec.testing.oracles.check import Check, fitted, tasks_of
 from metarec.testing.oracles.factor_head import SMALL, seen
 
@@ -67,10 +66,6 @@ class MetaContent(FactorHeadLearner, PosteriorLearner):
         return self.posterior(support)
 
     adapt = PosteriorLearner.adapt
-
-    def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
-        """What each rating adds to what the prior expects, exactly."""
-        return PosteriorLearner.explain(self, adapted, support, query)
 
     @classmethod
     def oracles(cls) -> Iterator[Check]:

@@ -16,8 +16,10 @@ from metarec.plugins.algorithms.ials import IALS
 from metarec.plugins.algorithms.imaml import IMAML
 from metarec.plugins.algorithms.importance import Importance
 from metarec.plugins.algorithms.item_knn import ItemKNN
+from metarec.plugins.algorithms.laplace import Laplace
 from metarec.plugins.algorithms.lwa import LWA
 from metarec.plugins.algorithms.maml import MAML
+from metarec.plugins.algorithms.map import MAP
 from metarec.plugins.algorithms.meta_cf import MetaCF
 from metarec.plugins.algorithms.meta_content import MetaContent
 from metarec.plugins.algorithms.metaemb import MetaEmb
@@ -71,6 +73,30 @@ class NoisePerRatingLost(Alpaca):
 class AbsorbsTwice(Alpaca):
     def absorb(self, adapted, rating):
         return super().absorb(super().absorb(adapted, rating), rating)
+
+
+class StopsShortOfTheMode(MAP):
+    def place(self, support):
+        placed = super().place(support)
+        return replace(placed, placed=placed.prior + 0.9999 * (placed.placed - placed.prior))
+
+
+class CutsTheModeFromItsPrior(MAP):
+    def place(self, support):
+        placed = super().place(support)
+        return replace(placed, placed=placed.placed.detach())
+
+
+class WidensTheGaussian(Laplace):
+    def posterior(self, support):
+        made = super().posterior(support)
+        return replace(made, cholesky=0.9999 * made.cholesky)
+
+
+class LosesTheWidth(Laplace):
+    def conditioned(self, support, mean, precision):
+        made = super().conditioned(support, mean, precision)
+        return made._replace(log_evidence=made.log_evidence + 0.01)
 
 
 class CountsItsSupportTwice(Importance):
@@ -180,6 +206,10 @@ WRONG = [
     DeviationForVariance,
     NoisePerRatingLost,
     AbsorbsTwice,
+    StopsShortOfTheMode,
+    CutsTheModeFromItsPrior,
+    WidensTheGaussian,
+    LosesTheWidth,
     CountsItsSupportTwice,
     ForgetsItsWeights,
     NeverTurns,

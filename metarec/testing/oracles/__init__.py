@@ -14,11 +14,12 @@ from metarec.learning import (
     FactorHeadLearner,
     GradientMetaLearner,
     LatentLearner,
+    ModeLearner,
     PosteriorLearner,
     SamplingLearner,
     Updatable,
 )
-from metarec.testing.oracles import amortised, factor_head, gradient, posterior, sampling, updatable
+from metarec.testing.oracles import amortised, factor_head, gradient, mode, posterior, sampling, updatable
 from metarec.testing.oracles.check import Check, distance
 
 __all__ = ["ORACLES", "Check", "HasOracles", "distance", "verify"]
@@ -29,6 +30,7 @@ ORACLES: tuple[tuple[type, Checks], ...] = (
     (FactorHeadLearner, factor_head.checks),
     (GradientMetaLearner, gradient.checks),
     (LatentLearner, amortised.checks),
+    (ModeLearner, mode.checks),
     (PosteriorLearner, posterior.checks),
     (SamplingLearner, sampling.checks),
     (Updatable, updatable.checks),

@@ -58,3 +58,24 @@ def process(learner: LinearHeadLearner, tasks: Tasks) -> Prediction:
         unknown.append(left.diagonal())
     scale, noise = learner.deviation_**2, noise[tasks.query.partner]
     return Prediction(learner.rated(torch.cat(means)), scale * (torch.cat(unknown) + noise), scale * noise)
+
+
+@torch.no_grad()
+def process_density(learner: LinearHeadLearner, tasks: Tasks) -> Tensor:
+    """Log density of each task's standardised query given its support, float [T], by the same process."""
+    side, found = tasks.support.side, []
+    head, answers = learner.head(side), tasks.answers()
+    covariance = torch.linalg.inv(head.prior_precision())
+    prior = head.prior_mean(tasks.support.entities)
+    for task in range(len(tasks)):
+        logs = []
+        for lists in ((tasks.support,), (tasks.support, answers)):
+            parts = [(head.features(one.partners), one, one.owner == task) for one in lists]
+            features = torch.cat([made[0][one.partner[mine]] for made, one, mine in parts])
+            noise = torch.cat([made[1][one.partner[mine]] for made, one, mine in parts])
+            rating = torch.cat([learner.standardised(one.rating[mine]) for _, one, mine in parts])
+            kernel = features @ covariance @ features.T + torch.diag(noise)
+            law = torch.distributions.MultivariateNormal(features @ prior[task], kernel)
+            logs.append(law.log_prob(rating) if len(rating) else rating.sum())
+        found.append(logs[1] - logs[0])
+    return torch.stack(found)

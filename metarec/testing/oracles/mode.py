@@ -1,0 +1,118 @@
+"""A mode is where the log density written out has no slope; the way there leaves no trace in gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, MultivariateNormal, Normal
+
+from metarec.learning import Algorithm, ModeLearner, NeuralAlgorithm, Training
+from metarec.learning.linear_head import AdaptedHead
+from metarec.tasks import Support, Tasks
+from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
+
+SMALL: dict[str, Any] = {"size": 4, "rank": 3, "training": Training(epochs=2)}
+
+
+def checks(algorithm: type[Algorithm]) -> Iterator[Check]:
+    """Hold modes to densities and slopes by autograd, and gradients to differences of the loss."""
+    for feedback in algorithm.feedback:
+        implicit = feedback == "implicit"
+        learner = fitted(algorithm, SMALL, implicit=implicit)
+        assert isinstance(learner, ModeLearner)
+        for scenario in ("new-user", "new-item", "new-both"):
+            tasks, where = tasks_of(scenario, implicit=implicit), f"({scenario}, {feedback})"
+            yield Check(f"mode of the density written out {where}", _mode_error(learner, tasks), 1e-9)
+        error = derivative_error(learner, tasks_of("new-user", implicit=implicit))
+        yield Check(f"gradient is the slope of the loss ({feedback})", error, 1e-6)
+
+
+def log_joint(learner: ModeLearner, support: Support, task: int) -> Callable[[Tensor], Tensor]:
+    """``log p(S|θ) + log N(θ; m, P⁻¹)`` of one task, as a function of θ (float [r] or [s, r])."""
+    head, mine = learner.head(support.side), support.owner == task
+    with torch.no_grad():
+        features, noise = (part[support.partner[mine]] for part in head.features(support.partners))
+        prior = MultivariateNormal(
+            head.prior_mean(support.entities)[task], precision_matrix=head.prior_precision()
+        )
+    rating = learner.standardised(support.rating[mine])
+
+    def density(theta: Tensor) -> Tensor:
+        output = theta @ features.T
+        law = Bernoulli(logits=output) if learner.implicit_ else Normal(output, noise.sqrt())
+        each: Tensor = law.log_prob(rating)  # type: ignore[no-untyped-call]
+        before: Tensor = prior.log_prob(theta)
+        return each.sum(-1) + before
+
+    return density
+
+
+def hessians(learner: ModeLearner, support: Support, heads: Tensor) -> Tensor:
+    """float [T, r, r]: of the negative log density of each task at `heads` (float [T, r]), by autograd."""
+    each = [
+        torch.autograd.functional.hessian(log_joint(learner, support, task), theta)
+        for task, theta in enumerate(heads)
+    ]
+    return -torch.stack(each)
+
+
+def _mode_error(learner: ModeLearner, tasks: Tasks) -> float:
+    """How far a Newton step of autograd's would go from the heads that are predicted from."""
+    adapted = learner.adapt(tasks.support)
+    assert isinstance(adapted, AdaptedHead)
+    heads = adapted.mean_head()
+    slopes = []
+    for task, theta in enumerate(heads.clone().requires_grad_()):
+        slopes += torch.autograd.grad(log_joint(learner, tasks.support, task)(theta), theta)
+    step = torch.linalg.solve(hessians(learner, tasks.support, heads), torch.stack(slopes))
+    return distance(heads + step, heads)
+
+
+def derivative_error(learner: NeuralAlgorithm, tasks: Tasks) -> float:
+    """How far the derivative of the loss along a random way in the weights is from a difference of losses."""
+    weights, generator = list(learner.network_.parameters()), torch.Generator().manual_seed(0)
+    way = [torch.randn(weight.shape, generator=generator, dtype=weight.dtype) for weight in weights]
+    gradients = torch.autograd.grad(learner.loss(tasks), weights, materialize_grads=True)
+    found = sum((gradient * part).sum() for gradient, part in zip(gradients, way, strict=True))
+    losses, step = [], 1e-5
+    for sign in (1, -2):
+        for weight, part in zip(weights, way, strict=True):
+            weight.data += sign * step * part
+        losses.append(learner.loss(tasks).detach())
+    for weight, part in zip(weights, way, strict=True):
+        weight.data += step * part
+    return distance(torch.as_tensor(found), (losses[0] - losses[1]) / (2 * step))
+
+
+@torch.no_grad()
+def evidence_error(learner: ModeLearner, times: int) -> float:
+    """Mean distance of Laplace's evidence from that by quadrature, where each support comes so many times.
+
+    Every second rating of a support is a choice, the others are not. The quadrature is of two numbers θ, on a grid of
+    fourteen deviations of the Gaussian at the mode.
+    """
+    support = tasks_of("new-user", implicit=True).support
+    support = support.select((support.counts >= 4).nonzero().flatten()[:4]).first(4)
+    entry = torch.arange(support.partner.numel()).repeat_interleave(times)
+    choices = (torch.arange(support.partner.numel()) % 2).to(support.rating)
+    support = replace(
+        support,
+        offsets=support.offsets * times,
+        partner=support.partner[entry],
+        rating=choices[entry],
+    )
+    head = learner.head(support.side)
+    made = learner.conditioned(support, head.prior_mean(support.entities), head.prior_precision())
+    line = torch.linspace(-7, 7, 57, dtype=torch.float64)
+    grid = torch.cartesian_prod(line, line)
+    errors = []
+    for task in range(len(support)):
+        away = torch.linalg.solve_triangular(made.cholesky[task].mT, grid.T, upper=True).T
+        density = log_joint(learner, support, task)(made.mean[task] + away).logsumexp(0)
+        cell = 2 * (line[1] - line[0]).log() - made.cholesky[task].diagonal().log().sum()
+        errors.append(float((made.log_evidence[task] - density - cell).abs()))
+    return sum(errors) / len(errors)
