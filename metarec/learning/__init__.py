@@ -24,12 +24,13 @@ from metarec.learning.factor_head import FactorHead, FactorHeadLearner, PlacedHe
 from metarec.learning.factorisation import Descent, Factors, factorise
 from metarec.learning.gradient import AdaptedHeads, GradientMetaLearner, Steps, Towers
 from metarec.learning.level import Level, LevelAlgorithm, residual_variance
+from metarec.learning.likelihood import Likelihood
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
 from metarec.learning.mode import ModeLearner
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes
 from metarec.learning.posterior import Posterior, PosteriorLearner
 from metarec.learning.run import Progress, Run, Silent
-from metarec.learning.sampling import Draws, Likelihood, Sample, SamplingLearner
+from metarec.learning.sampling import Draws, Sample, SamplingLearner
 from metarec.learning.training import Trainer, Training, TrainingWarning
 
 __all__ = [

@@ -13,7 +13,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, gaussian_nll_l
 from metarec.data import Side
 from metarec.learning.abilities import Explanation, leave_one_out
 from metarec.learning.algorithm import Adapted, Prediction
+from metarec.learning.likelihood import Likelihood
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, distinct
+from metarec.ops import gaussian_posterior
 from metarec.options import Range
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 
@@ -89,6 +91,16 @@ class LinearHead(nn.Module):
         """float [r, r]: RRᵀ."""
         factor = self.prior_factor()
         return factor @ factor.T
+
+    def whitened(self, features: Tensor) -> Tensor:
+        """R⁻¹φ, float [n, r], whose product with ``z = Rᵀ(θ − m)`` is ``φᵀ(θ − m)``."""
+        white: Tensor = torch.linalg.solve_triangular(self.prior_factor(), features.mT, upper=False).mT
+        return white
+
+    def away(self, points: Tensor) -> Tensor:
+        """``θ − m = R⁻ᵀz``, float [..., r], of some z."""
+        back: Tensor = torch.linalg.solve_triangular(self.prior_factor(), points, upper=False, left=False)
+        return back
 
 
 class LinearHeadLearner(NeuralAlgorithm):
@@ -174,6 +186,22 @@ class LinearHeadLearner(NeuralAlgorithm):
         features, noise = self.features(head.side, query, query.partners)
         mean = (head.mean_head().index_select(0, query.owner) * features).sum(1)
         return mean, head.unknown(features, query.owner), noise
+
+    def likelihood(self, support: Support) -> Likelihood:
+        """That of each task's support; differentiable.
+
+        Its sums are what an exact posterior with the prior N(0, I) has beside that prior.
+        """
+        prior = self.head(support.side).prior_mean(support.entities).index_select(0, support.owner)
+        features, noise = self.features(support.side, support, support.partners)
+        surprise = self.standardised(support.rating) - (prior * features).sum(1)
+        white, one = self.head(support.side).whitened(features), torch.eye(self.rank).to(features)
+        made = gaussian_posterior(white, surprise, 1 / noise, support.offsets, one.new_zeros(self.rank), one)
+        precision = made.cholesky @ made.cholesky.mT
+        shift = (precision @ made.mean.unsqueeze(2)).squeeze(2)
+        log_root = made.cholesky.diagonal(dim1=1, dim2=2).log().sum(1)
+        constant = made.log_evidence + log_root - (shift * made.mean).sum(1) / 2
+        return Likelihood(precision - one, shift, constant)
 
     def head(self, side: Side) -> LinearHead:
         """What the tasks of a side share."""

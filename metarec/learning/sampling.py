@@ -14,51 +14,13 @@ from torch import Tensor, nn
 
 from metarec.data import Dataset, Side
 from metarec.learning.algorithm import Adapted
+from metarec.learning.likelihood import Likelihood
 from metarec.learning.linear_head import AdaptedHead, LinearHeadLearner
 from metarec.learning.neural import Sizes
 from metarec.learning.run import Run
 from metarec.learning.training import TrainingWarning
-from metarec.ops import gaussian_posterior
 from metarec.options import Range
 from metarec.tasks import Support, Tasks, TaskSampler
-
-
-@dataclass(frozen=True)
-class Likelihood(Adapted):
-    """Log density of each task's support, given its head: ``constant + shiftᵀz − ½ zᵀ precision z``.
-
-    z is the head in units of its prior: with P = RRᵀ the prior's precision and m its mean, ``z = Rᵀ(θ − m)``, so that
-    z ~ N(0, I) before the first rating.
-
-    Parameters
-    ----------
-    precision : float [T, r, r]
-    shift : float [T, r]
-    constant : float [T]
-    """
-
-    precision: Tensor
-    shift: Tensor
-    constant: Tensor
-
-    def __call__(self, points: Tensor) -> Tensor:
-        """float [T, s], at `points` (float [s, r] for all tasks, or [T, s, r])."""
-        square = (points @ self.precision * points).sum(2)
-        linear = (points @ self.shift.unsqueeze(2)).squeeze(2)
-        return self.constant.unsqueeze(1) + linear - square / 2
-
-    def gradient(self, points: Tensor) -> Tensor:
-        """float [T, s, r]: its gradient in z."""
-        return self.shift.unsqueeze(1) - points @ self.precision
-
-    def plus(self, other: Likelihood, times: float | Tensor = 1.0) -> Likelihood:
-        """That of both supports, the other counted `times` (a number, or float [T])."""
-        times = torch.as_tensor(times, dtype=self.shift.dtype, device=self.shift.device)
-        return Likelihood(
-            self.precision + times.view(-1, 1, 1) * other.precision,
-            self.shift + times.view(-1, 1) * other.shift,
-            self.constant + times * other.constant,
-        )
 
 
 @dataclass(frozen=True)
@@ -205,7 +167,9 @@ class SamplingLearner(LinearHeadLearner):
         support, query, points = tasks.support, tasks.query, self.points
         features, noise = self.features(support.side, query, query.partners)
         prior = self.head(support.side).prior_mean(support.entities).index_select(0, query.owner)
-        mean = (prior * features).sum(1, keepdim=True) + self._whitened(support.side, features) @ points.mT
+        mean = (prior * features).sum(1, keepdim=True) + self.head(support.side).whitened(
+            features
+        ) @ points.mT
         away = self.standardised(tasks.rating).unsqueeze(1) - mean
         log_weight = self.likelihood(support)(points).log_softmax(1).index_select(0, query.owner)
         scaled = log_weight - away.square() / (2 * noise.unsqueeze(1))
@@ -216,22 +180,6 @@ class SamplingLearner(LinearHeadLearner):
         prior = self.head(support.side).prior_mean(support.entities)
         return self._drawn(prior, support.side, support.counts, self.likelihood(support))
 
-    def likelihood(self, support: Support) -> Likelihood:
-        """That of each task's support; differentiable.
-
-        Its sums are what an exact posterior with the prior N(0, I) has beside that prior.
-        """
-        prior = self.head(support.side).prior_mean(support.entities).index_select(0, support.owner)
-        features, noise = self.features(support.side, support, support.partners)
-        surprise = self.standardised(support.rating) - (prior * features).sum(1)
-        white, one = self._whitened(support.side, features), torch.eye(self.rank).to(features)
-        made = gaussian_posterior(white, surprise, 1 / noise, support.offsets, one.new_zeros(self.rank), one)
-        precision = made.cholesky @ made.cholesky.mT
-        shift = (precision @ made.mean.unsqueeze(2)).squeeze(2)
-        log_root = made.cholesky.diagonal(dim1=1, dim2=2).log().sum(1)
-        constant = made.log_evidence + log_root - (shift * made.mean).sum(1) / 2
-        return Likelihood(precision - one, shift, constant)
-
     @property
     def points(self) -> Tensor:
         """float [s, r]: draws of the prior in its own units."""
@@ -239,16 +187,8 @@ class SamplingLearner(LinearHeadLearner):
 
     def _drawn(self, prior: Tensor, side: Side, count: Tensor, likelihood: Likelihood) -> Sample:
         draws = self.drawn(likelihood, count)
-        # θ = m + R⁻ᵀ z, as rows: zᵀ R⁻¹.
-        factor = self.head(side).prior_factor()
-        away = torch.linalg.solve_triangular(factor, draws.points, upper=False, left=False)
+        away = self.head(side).away(draws.points)
         return Sample(prior, side, count, likelihood, draws, prior.unsqueeze(1) + away)
-
-    def _whitened(self, side: Side, features: Tensor) -> Tensor:
-        """R⁻¹φ, float [n, r], whose product with z is ``φᵀ(θ − m)``."""
-        factor = self.head(side).prior_factor()
-        white: Tensor = torch.linalg.solve_triangular(factor, features.mT, upper=False).mT
-        return white
 
     def _updated(self, adapted: Adapted, rating: Support, sign: int) -> Sample:
         before = _sample(adapted)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from metarec.plugins.algorithms.abml import ABML
 from metarec.plugins.algorithms.alpaca import Alpaca
 from metarec.plugins.algorithms.anil import ANIL
 from metarec.plugins.algorithms.ensemble import Ensemble
@@ -97,6 +98,18 @@ class LosesTheWidth(Laplace):
     def conditioned(self, support, mean, precision):
         made = super().conditioned(support, mean, precision)
         return made._replace(log_evidence=made.log_evidence + 0.01)
+
+
+class TakesThePosteriorsVariance(ABML):
+    def climbed(self, likelihood):
+        mean, _ = super().climbed(likelihood)
+        covariance = torch.linalg.inv(likelihood.precision + torch.eye(self.rank).double())
+        return mean, covariance.diagonal(dim1=1, dim2=2)
+
+
+class LosesTheDivergence(ABML):
+    def loss(self, tasks):
+        return super().loss(tasks) - 1e-6
 
 
 class CountsItsSupportTwice(Importance):
@@ -210,6 +223,8 @@ WRONG = [
     CutsTheModeFromItsPrior,
     WidensTheGaussian,
     LosesTheWidth,
+    TakesThePosteriorsVariance,
+    LosesTheDivergence,
     CountsItsSupportTwice,
     ForgetsItsWeights,
     NeverTurns,

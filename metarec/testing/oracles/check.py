@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from metarec.learning import Algorithm, Run
+from metarec.learning import Algorithm, NeuralAlgorithm, Run
 from metarec.options import parameters
 from metarec.tasks import Tasks
 from metarec.testing.world import small_world
@@ -67,3 +67,19 @@ def tasks_of(scenario: str, *, implicit: bool = False) -> Tasks:
         query=tasks.query.to(dtype=torch.float64),
         rating=tasks.rating.double(),
     )
+
+
+def derivative_error(learner: NeuralAlgorithm, tasks: Tasks) -> float:
+    """How far the derivative of the loss along a random way in the weights is from a difference of losses."""
+    weights, generator = list(learner.network_.parameters()), torch.Generator().manual_seed(0)
+    way = [torch.randn(weight.shape, generator=generator, dtype=weight.dtype) for weight in weights]
+    gradients = torch.autograd.grad(learner.loss(tasks), weights, materialize_grads=True)
+    found = sum((gradient * part).sum() for gradient, part in zip(gradients, way, strict=True))
+    losses, step = [], 1e-5
+    for sign in (1, -2):
+        for weight, part in zip(weights, way, strict=True):
+            weight.data += sign * step * part
+        losses.append(learner.loss(tasks).detach())
+    for weight, part in zip(weights, way, strict=True):
+        weight.data += step * part
+    return distance(torch.as_tensor(found), (losses[0] - losses[1]) / (2 * step))

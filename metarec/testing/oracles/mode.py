@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
-from metarec.learning import Algorithm, ModeLearner, NeuralAlgorithm, Training
+from metarec.learning import Algorithm, ModeLearner, Training
 from metarec.learning.linear_head import AdaptedHead
 from metarec.tasks import Support, Tasks
-from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
+from metarec.testing.oracles.check import Check, derivative_error, distance, fitted, tasks_of
 
 SMALL: dict[str, Any] = {"size": 4, "rank": 3, "training": Training(epochs=2)}
 
@@ -70,22 +70,6 @@ def _mode_error(learner: ModeLearner, tasks: Tasks) -> float:
         slopes += torch.autograd.grad(log_joint(learner, tasks.support, task)(theta), theta)
     step = torch.linalg.solve(hessians(learner, tasks.support, heads), torch.stack(slopes))
     return distance(heads + step, heads)
-
-
-def derivative_error(learner: NeuralAlgorithm, tasks: Tasks) -> float:
-    """How far the derivative of the loss along a random way in the weights is from a difference of losses."""
-    weights, generator = list(learner.network_.parameters()), torch.Generator().manual_seed(0)
-    way = [torch.randn(weight.shape, generator=generator, dtype=weight.dtype) for weight in weights]
-    gradients = torch.autograd.grad(learner.loss(tasks), weights, materialize_grads=True)
-    found = sum((gradient * part).sum() for gradient, part in zip(gradients, way, strict=True))
-    losses, step = [], 1e-5
-    for sign in (1, -2):
-        for weight, part in zip(weights, way, strict=True):
-            weight.data += sign * step * part
-        losses.append(learner.loss(tasks).detach())
-    for weight, part in zip(weights, way, strict=True):
-        weight.data += step * part
-    return distance(torch.as_tensor(found), (losses[0] - losses[1]) / (2 * step))
 
 
 @torch.no_grad()
