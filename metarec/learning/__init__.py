@@ -32,6 +32,7 @@ from metarec.learning.posterior import Posterior, PosteriorLearner
 from metarec.learning.run import Progress, Run, Silent
 from metarec.learning.sampling import Draws, Sample, SamplingLearner
 from metarec.learning.training import Trainer, Training, TrainingWarning
+from metarec.learning.virtual import VirtualEntities
 
 __all__ = [
     "Adapted",
@@ -81,6 +82,7 @@ __all__ = [
     "Training",
     "TrainingWarning",
     "Updatable",
+    "VirtualEntities",
     "condition",
     "factorise",
     "fit_biases",

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from metarec.data import Dataset, Features, Side
+from metarec.errors import ConfigError
 from metarec.learning.algorithm import Algorithm
 from metarec.learning.run import Run
 from metarec.learning.training import Trainer, Training
+from metarec.learning.virtual import VirtualEntities
 from metarec.tasks import EntityRows, Sampling, Tasks, TaskSampler
 
 INITIALISATIONS: dict[str, Callable[[Tensor], object]] = {
@@ -88,20 +90,32 @@ class NeuralAlgorithm(Algorithm):
         self.deviation_ = 1.0 if self.implicit_ else max(float(train.rating.std()), 1e-3)
         sampler = TaskSampler(train, self.sides, self.sampling, device=run.device, dtype=run.dtype)
         if valid is not None:
-            self._train(sampler, [valid], run)
+            self._train(self._with_virtual(sampler, train, run), [valid], run)
         else:
-            self._train(sampler, [], run, self._best_epochs(sampler, run))
+            epochs = self._best_epochs(sampler, train, run)
+            self._train(self._with_virtual(sampler, train, run), [], run, epochs)
         self.network_.eval()
         return self
 
-    def _best_epochs(self, sampler: TaskSampler, run: Run) -> int | None:
+    def _with_virtual(self, sampler: TaskSampler, train: Dataset, run: Run) -> TaskSampler:
+        """The sampler, with virtual entities where it wants some: of a model of the ratings that it draws from."""
+        if self.sampling.virtual == 0:
+            return sampler
+        if train.scale.implicit:
+            raise ConfigError(
+                f"algorithm {self.name!r}: sampling.virtual is {self.sampling.virtual}, expected 0 where feedback is "
+                "implicit"
+            )
+        return sampler.with_virtual(VirtualEntities.fit(train.take(sampler.interactions), run))
+
+    def _best_epochs(self, sampler: TaskSampler, train: Dataset, run: Run) -> int | None:
         """After how many epochs without them newcomers were served best; None where there are none."""
         rest, newcomers = sampler.hold_out(self.training.held_out, run.generator())
         if not newcomers or not len(rest):
             return None
         if run.checkpoint is not None:
             run = replace(run, checkpoint=run.checkpoint.with_name(f"{run.checkpoint.name}.held-out"))
-        return self._train(rest, newcomers, run)
+        return self._train(self._with_virtual(rest, train, run), newcomers, run)
 
     def _train(
         self, sampler: TaskSampler, valid: Sequence[Tasks], run: Run, epochs: int | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Self
+from typing import Annotated, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ class Sampling:
         Probability with which any attribute of an entity, or of a partner, is missing in a batch.
     mixed : float, default 0
         Share of the tasks that are moved towards another of their batch (`mix`), by λ ~ Beta(½, ½).
+    virtual : float, default 0
+        Share of the tasks whose ratings are not the entity's own but those of a virtual one with the same attributes,
+        drawn from a model that is fitted first (`metarec.learning.VirtualEntities`); explicit feedback only.
     negatives : int, default 4
         Where feedback is implicit: partners drawn at random, with a rating of 0, for each rating of the query.
     """
@@ -48,7 +51,16 @@ class Sampling:
     rating_noise: Annotated[float, Range(0.0, 10.0)] = 0.0
     attribute_dropout: Annotated[float, Range(0.0, 1.0)] = 0.0
     mixed: Annotated[float, Range(0.0, 1.0)] = 0.0
+    virtual: Annotated[float, Range(0.0, 1.0)] = 0.0
     negatives: Annotated[int, Range(0, 1000)] = 4
+
+
+class RatingGenerator(Protocol):
+    """What draws the ratings of virtual entities."""
+
+    def ratings(self, side: Side, features: Features, lists: Ragged, generator: torch.Generator) -> Tensor:
+        """float [n]: ratings of the known partners in `lists` (rows), by entities of a side with these attributes."""
+        ...
 
 
 class TaskSampler:
@@ -78,6 +90,18 @@ class TaskSampler:
         self.sampling = sampling
         self._device = device
         self._pools = [_Pool.of(train, side, device, dtype) for side in sides]
+        self._virtual: RatingGenerator | None = None
+
+    @property
+    def interactions(self) -> Tensor:
+        """int64 [n]: the places in the training set of the ratings that tasks are drawn from."""
+        return self._pools[0].interaction.sort().values.cpu()
+
+    def with_virtual(self, virtual: RatingGenerator) -> TaskSampler:
+        """The same, with virtual entities' ratings for their share of the tasks."""
+        other = copy(self)
+        other._virtual = virtual
+        return other
 
     def __len__(self) -> int:
         return sum(-(-pool.drawable.numel() // self.sampling.tasks) for pool in self._pools)
@@ -113,7 +137,7 @@ class TaskSampler:
         TaskSampler
             The rest; rows are as they were.
         list of Tasks
-            Neither noisy, nor mixed, nor with attributes left out.
+            Neither noisy, nor mixed, nor virtual, nor with attributes left out.
         """
         is_new: dict[Side, Tensor] = {}
         for side in ("user", "item"):
@@ -125,7 +149,9 @@ class TaskSampler:
             entity, partner = is_new[pool.side], is_new[partner_side(pool.side)]
             rest.append(pool.among(~entity, ~partner))
             newcomers += [pool.among(entity, ~partner), pool.among(torch.ones_like(entity), partner).as_new()]
-        plain = replace(self.sampling, new_partners=0.0, rating_noise=0.0, attribute_dropout=0.0, mixed=0.0)
+        plain = replace(
+            self.sampling, new_partners=0.0, rating_noise=0.0, attribute_dropout=0.0, mixed=0.0, virtual=0.0
+        )
         batches = list(self._over(newcomers, plain).epoch(generator))
         return self._over(rest, self.sampling), batches
 
@@ -145,7 +171,10 @@ class TaskSampler:
         size = self._support_sizes(lists.counts, generator)[owner]
         support, query = place < size, (place >= size) & (place < size + self.sampling.max_query)
         support_new, query_new = self._take_for_new(entities, generator)
-        asked, partner, rating = self._with_negatives(pool, owner[query], entry[query], generator)
+        rated = self._ratings(pool, entities, Ragged(offsets, entry), generator)
+        asked, partner, rating = self._with_negatives(
+            pool, owner[query], entry[query], rated[query], generator
+        )
         partners = self._incomplete(pool.partners, generator)
         own = EntityRows(torch.full_like(entities, -1), pool.features.rows(entities))
         tasks = Tasks(
@@ -155,7 +184,7 @@ class TaskSampler:
                 side=pool.side,
                 entities=self._incomplete(own, generator),
                 partners=partners,
-                rating=self._noisy(pool.rating[entry[support]], generator),
+                rating=self._noisy(rated[support], generator),
             ),
             query=Query(_offsets(asked, lists), partner + pool.count * query_new[asked], partners),
             rating=rating,
@@ -164,11 +193,21 @@ class TaskSampler:
         )
         return self._mixed(tasks, generator)
 
+    def _ratings(self, pool: _Pool, entities: Tensor, lists: Ragged, generator: torch.Generator) -> Tensor:
+        """float [n]: of each entry, by its own entity or a virtual one."""
+        own = pool.rating[lists.partner]
+        if self._virtual is None or self.sampling.virtual == 0:
+            return own
+        is_virtual = _uniform(entities, generator) < self.sampling.virtual
+        met = Ragged(lists.offsets, pool.lists.partner[lists.partner])
+        drawn = self._virtual.ratings(pool.side, pool.features.rows(entities), met, generator)
+        return torch.where(is_virtual[lists.owner], drawn, own)
+
     def _with_negatives(
-        self, pool: _Pool, owner: Tensor, entry: Tensor, generator: torch.Generator
+        self, pool: _Pool, owner: Tensor, entry: Tensor, rating: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Owner, partner and rating of the query, where feedback is implicit with partners that were not chosen."""
-        partner, rating = pool.lists.partner[entry], pool.rating[entry]
+        partner = pool.lists.partner[entry]
         if not pool.implicit:
             return owner, partner, rating
         shape = (entry.numel(), self.sampling.negatives)
@@ -222,7 +261,8 @@ class _Pool:
     """Ratings of one side's entities, entity by entity.
 
     Every partner stands twice in `partners`: as row p the known one, as row ``count + p`` the same as a new one.
-    `choice` are those that a partner which was not chosen may be drawn from.
+    `choice` are those that a partner which was not chosen may be drawn from, `interaction` the places of the ratings in
+    the training set.
     """
 
     side: Side
@@ -232,6 +272,7 @@ class _Pool:
     choice: Tensor
     lists: Ragged
     rating: Tensor
+    interaction: Tensor
     implicit: bool
 
     @classmethod
@@ -254,6 +295,7 @@ class _Pool:
             choice=known.to(device),
             lists=Ragged(by_entity.offsets.to(device), partner.to(device)),
             rating=train.rating[by_entity.partner].to(device, dtype),
+            interaction=by_entity.partner.to(device),
             implicit=train.scale.implicit,
         )
 
@@ -275,6 +317,7 @@ class _Pool:
             choice=partners.nonzero().flatten(),
             lists=Ragged(_offsets(owner[kept], self.lists), self.lists.partner[kept]),
             rating=self.rating[kept],
+            interaction=self.interaction[kept],
         )
 
     def as_new(self) -> Self:

@@ -44,7 +44,7 @@ def test_newcomers_choose_the_epochs_and_everybody_trains():
     last = hooks.reports[len(search) :]
     assert [report["epoch"] for report in last] == list(range(best["epoch"] + 1))
     plain = learner(replace(TRAINING, held_out=0.0))
-    plain._best_epochs = lambda sampler, run: best["epoch"] + 1
+    plain._best_epochs = lambda sampler, train, run: best["epoch"] + 1
     assert torch.equal(weights(plain.fit(train)), weights(fitted))
 
 
@@ -60,7 +60,7 @@ def test_own_embeddings_of_newcomers_stay_as_drawn(implicit: bool):
     train, run = small_world(implicit=implicit).split.train, Run()
     fitted = learner(replace(TRAINING, epochs=1, held_out=0.25)).fit(train)
     sampler = TaskSampler(train, fitted.sides, fitted.sampling, device=run.device, dtype=run.dtype)
-    fitted._best_epochs(sampler, run)
+    fitted._best_epochs(sampler, train, run)
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
         start = fitted.build(Sizes(**fitted.sizes_))
