@@ -88,10 +88,12 @@ void test_learns_a_pattern() {
 template <class Real>
 void test_threads_change_nothing() {
   for (const RatingLoss loss : {RatingLoss::squared, RatingLoss::logistic}) {
-    Problem<Real> one(300, 200, 9, 40000), four = one;
-    const SgdOptions options{0.02, 0.1, Similarity::cosine, loss, 7};
-    const double alone = one.epoch(options), shared = four.epoch(options, threads(4));
-    CHECK(alone == shared && one == four);
+    for (const std::int64_t ratings : {3000, 40000}) {  // of the first are fewer groups than threads
+      Problem<Real> one(300, 200, 9, ratings), four = one;
+      const SgdOptions options{0.02, 0.1, Similarity::cosine, loss, 7};
+      const double alone = one.epoch(options), shared = four.epoch(options, threads(4));
+      CHECK(alone == shared && one == four);
+    }
   }
 }
 

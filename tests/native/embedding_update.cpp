@@ -62,8 +62,10 @@ void step_by_hand(const std::string& name, std::vector<double>& row, std::vector
 template <class Real>
 void test_steps(double tolerance) {
   for (const std::string name : {"sgd", "adagrad", "adam"}) {
+    // Of the 63 entries some have one hash, and one the last of the table; 20,000 are more than a chunk.
     for (const auto& [count, dim, entries] :
-         {std::array<std::int64_t, 3>{1, 1, 1}, {4, 3, 0}, {4, 0, 5}, {50, 33, 900}, {3000, 64, 4000}, {900, 5, 20000}}) {
+         {std::array<std::int64_t, 3>{1, 1, 1}, {4, 3, 0}, {4, 0, 5}, {50, 33, 900}, {3000, 64, 4000}, {30000, 2, 63},
+          {900, 5, 20000}}) {
       Problem<Real> problem(count, dim, entries);
       const std::vector<Real> before = problem.table;
       const auto steps_before = [](std::int64_t row) { return static_cast<int>(row % 100); };
@@ -93,6 +95,21 @@ void test_steps(double tolerance) {
       }
     }
   }
+}
+
+// As many rows as can repeat, so that all the memory for sums is used.
+void test_every_row_twice() {
+  Problem<float> twice(500, 3, 1000), once(500, 3, 500);
+  for (std::int64_t entry = 0; entry < 1000; ++entry) twice.rows[entry] = entry / 2;
+  for (std::int64_t row = 0; row < 500; ++row) {
+    once.rows[row] = row;
+    for (std::int64_t d = 0; d < 3; ++d) {
+      once.gradients[row * 3 + d] = twice.gradients[2 * row * 3 + d] + twice.gradients[(2 * row + 1) * 3 + d];
+    }
+  }
+  once.update("adam");
+  twice.update("adam");
+  CHECK(once.table == twice.table);
 }
 
 template <class Real>
@@ -127,5 +144,6 @@ int main(int count, char**) {
   if (count > 1) return 0;
   test_steps<float>(1e-4);
   test_steps<double>(1e-11);
+  test_every_row_twice();
   test_bad_rows_throw_and_change_nothing();
 }

@@ -158,6 +158,17 @@ def test_bfloat16_gradients_are_rounded_to_the_nearest(dtype):
     assert leaf.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("bits", [0x3F808000, 0x3F818000, 0x7FFFFFFF])
+def test_bfloat16_gradients_halfway_are_rounded_to_even_and_nan_stays(bits):
+    left, right = torch.zeros(2, 1, 18, dtype=torch.bfloat16)
+    left[0, 0], right[0, [1, 9, 16, 17]] = 1, 1  # orthogonal, so that the gradient is half that of the score
+    value = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+    row = torch.zeros(1, dtype=torch.int64)
+    cosine_scores(left.requires_grad_(), right, row, row).backward(2 * value)
+    expected = value.bfloat16().expand(4)
+    torch.testing.assert_close(left.grad[0, [1, 9, 16, 17]], expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("sparse_grad", [False, True])
 def test_gradient_descent_finds_the_angles_of_a_factorisation(sparse_grad):
     generator = torch.Generator().manual_seed(0)

@@ -124,7 +124,8 @@ def test_equals_torch_on_sparse_gradients(rule, make):
 def test_the_bias_of_a_row_is_corrected_by_its_own_steps():
     table = torch.zeros(2, 1, dtype=torch.float64)
     state = embedding_state(table, "adam")
-    for step in range(65):  # 64 more than the other: the kernel keeps corrections by the last bits of the count
+    # 64 steps more than the other row: the kernel keeps corrections by the last bits of the count.
+    for step in range(65):
         rows = torch.tensor([0] if step < 64 else [0, 1])
         embedding_update_(table, rows, torch.ones(len(rows), 1).double(), rule="adam", state=state, lr=0.1)
     assert state["step"].tolist() == [65, 1]
