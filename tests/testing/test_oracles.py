@@ -12,6 +12,7 @@ import torch
 from metarec.plugins.algorithms.abml import ABML
 from metarec.plugins.algorithms.alpaca import Alpaca
 from metarec.plugins.algorithms.anil import ANIL
+from metarec.plugins.algorithms.bmaml import BMAML
 from metarec.plugins.algorithms.ensemble import Ensemble
 from metarec.plugins.algorithms.ials import IALS
 from metarec.plugins.algorithms.imaml import IMAML
@@ -110,6 +111,19 @@ class TakesThePosteriorsVariance(ABML):
 class LosesTheDivergence(ABML):
     def loss(self, tasks):
         return super().loss(tasks) - 1e-6
+
+
+class LosesTheRepulsion(BMAML):
+    def drawn(self, likelihood, count):
+        draws = super().drawn(likelihood, count)
+        mean = draws.points.mean(1, keepdim=True)
+        return replace(draws, points=mean + 0.9999 * (draws.points - mean))
+
+
+class HalvesTheGradient(BMAML):
+    def loss(self, tasks):
+        loss = super().loss(tasks)
+        return (loss + loss.detach()) / 2
 
 
 class CountsItsSupportTwice(Importance):
@@ -225,6 +239,8 @@ WRONG = [
     LosesTheWidth,
     TakesThePosteriorsVariance,
     LosesTheDivergence,
+    LosesTheRepulsion,
+    HalvesTheGradient,
     CountsItsSupportTwice,
     ForgetsItsWeights,
     NeverTurns,
