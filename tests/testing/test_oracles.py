@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 
 import pytest
@@ -27,6 +27,7 @@ from metarec.plugins.algorithms.meta_content import MetaContent
 from metarec.plugins.algorithms.metaemb import MetaEmb
 from metarec.plugins.algorithms.mf import MatrixFactorisation
 from metarec.plugins.algorithms.mwuf import MWUF
+from metarec.plugins.algorithms.platipus import Platipus
 from metarec.plugins.algorithms.reptile import Reptile
 from metarec.testing import Check, verify
 
@@ -124,6 +125,19 @@ class HalvesTheGradient(BMAML):
     def loss(self, tasks):
         loss = super().loss(tasks)
         return (loss + loss.detach()) / 2
+
+
+class StartsAtThePrior(Platipus):
+    def adapt(self, support):
+        bare = deepcopy(self)
+        bare.rates(support.side).log_rates.data[1] = -50.0
+        return Platipus.adapt(bare, support)
+
+
+class ForgetsTheStepsOfTheAxes(Platipus):
+    def _pushed(self, likelihood, rate, start):
+        mean, factor = super()._pushed(likelihood, rate, start)
+        return mean, torch.eye(self.rank).to(factor).expand_as(factor)
 
 
 class CountsItsSupportTwice(Importance):
@@ -241,6 +255,8 @@ WRONG = [
     LosesTheDivergence,
     LosesTheRepulsion,
     HalvesTheGradient,
+    StartsAtThePrior,
+    ForgetsTheStepsOfTheAxes,
     CountsItsSupportTwice,
     ForgetsItsWeights,
     NeverTurns,
