@@ -51,6 +51,9 @@ def cosine_scores(
     -----
     Gradients are summed in an order that depends on the pairs alone, never on the number of threads. They take no
     memory per pair and dimension. A second derivative raises.
+
+    On CUDA an error of the values cannot be raised without waiting for the device: a row that is not in its table stops
+    it by a device-side assertion. Sparse gradients wait for the device, to learn how many rows they have.
     """
     for name, table in (("left", left), ("right", right)):
         if table.dtype not in (torch.float32, torch.float64, torch.bfloat16):

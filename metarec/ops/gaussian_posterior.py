@@ -76,6 +76,10 @@ def gaussian_posterior(
     -----
     All floating arguments have exact gradients through all three results, once: a second derivative raises. At
     precision zero the gradient leaves out the term :math:`1 / (2 w_j)` of the evidence.
+
+    On CUDA an error of the values cannot be raised without waiting for the device: what depends on a wrong precision or
+    on a matrix that is not positive definite is NaN, and offsets that do not fit stop the device by a device-side
+    assertion.
     """
     _check_matrix("gaussian_posterior", "features", features)
     count, rank = features.shape

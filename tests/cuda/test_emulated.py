@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "csrc/testing").exists(), reason="not in a source tree"),
 ]
 
-PROGRAMS = ["simt", "cosine_scores"]
+PROGRAMS = ["simt", "cosine_scores", "gaussian_posterior"]
 
 # A file of csrc/ops/cuda, a line of it, what stands there instead, and what then is seen.
 PLANTED = [
@@ -29,6 +29,18 @@ PLANTED = [
         "const std::int64_t begin = tile * kCosineTile, end = min(begin + kCosineTile, terms.pairs);",
         "const std::int64_t begin = tile * kCosineTile, end = min(begin + kCosineTile, terms.pairs - 1);",
         "was not written|does not hold",
+    ),
+    (
+        "gaussian_posterior_kernel.cuh",
+        "      __syncthreads();\n      // The pivot keeps",
+        "      // The pivot keeps",
+        "does not hold",
+    ),
+    (
+        "gaussian_posterior_kernel.cuh",
+        "i < rows; i += kGaussianThreads) matrix[i * stride + k] *= inverse;",
+        "i < rows - 1; i += kGaussianThreads) matrix[i * stride + k] *= inverse;",
+        "does not hold",
     ),
 ]
 
