@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "csrc/testing").exists(), reason="not in a source tree"),
 ]
 
-PROGRAMS = ["simt", "cosine_scores", "gaussian_posterior"]
+PROGRAMS = ["simt", "cosine_scores", "cosine_topk", "embedding_update_", "gaussian_posterior"]
 
 # A file of csrc/ops/cuda, a line of it, what stands there instead, and what then is seen.
 PLANTED = [
@@ -40,6 +40,26 @@ PLANTED = [
         "gaussian_posterior_kernel.cuh",
         "i < rows; i += kGaussianThreads) matrix[i * stride + k] *= inverse;",
         "i < rows - 1; i += kGaussianThreads) matrix[i * stride + k] *= inverse;",
+        "does not hold",
+    ),
+    # What no barrier keeps apart: lists are chosen from while others still add to them.
+    (
+        "cosine_topk_kernel.cuh",
+        "    __syncthreads();\n    choose_where_full(",
+        "    choose_where_full(",
+        "does not hold",
+    ),
+    ("cosine_topk_kernel.cuh", "at < stop; at += kWarp", "at + 1 < stop; at += kWarp", "does not hold"),
+    (
+        "embedding_update__kernel.cuh",
+        "  __syncwarp(group.mask);\n  if (group.lane == 0) rule.sums[row] = total;",
+        "  if (group.lane == 0) rule.sums[row] = total;",
+        "does not hold",
+    ),
+    (
+        "embedding_update__kernel.cuh",
+        "run_end(updates.rows, begin, min(begin + kUpdateChunk, updates.count));",
+        "run_end(updates.rows, begin, min(begin + kUpdateChunk - 1, updates.count));",
         "does not hold",
     ),
 ]
