@@ -47,7 +47,7 @@ PLANTED = [
         "cosine_topk_kernel.cuh",
         "    __syncthreads();\n    choose_where_full(",
         "    choose_where_full(",
-        "does not hold",
+        "not all threads of block",
     ),
     ("cosine_topk_kernel.cuh", "at < stop; at += kWarp", "at + 1 < stop; at += kWarp", "does not hold"),
     (
