@@ -16,7 +16,10 @@ from metarec.learning.amortised import (
     LatentLearner,
     LatentNetwork,
     Perceptron,
+    TaskNetwork,
+    Tokens,
     condition,
+    silent,
 )
 from metarec.learning.biases import Baseline, Biases, fit_biases
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
@@ -77,6 +80,8 @@ __all__ = [
     "Silent",
     "Sizes",
     "Steps",
+    "TaskNetwork",
+    "Tokens",
     "Towers",
     "Trainer",
     "Training",
@@ -89,4 +94,5 @@ __all__ = [
     "fit_content_prior",
     "leave_one_out",
     "residual_variance",
+    "silent",
 ]

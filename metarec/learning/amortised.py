@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, NamedTuple, Self, cast
+from typing import Annotated, Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, dis
 from metarec.learning.run import Run
 from metarec.learning.training import Training
 from metarec.options import Range
-from metarec.tasks import EntityRows, Query, Ragged, Sampling, Support, Tasks
+from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 
 
 class Seen(NamedTuple):
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     Parameters
     ----------
     vectors : float [m, size + 1]
-        Embeddings of the m different ones, the last number 1 where new.
+        Embeddings of the m different ones, normalised, the last number 1 where new.
     place : int64 [n]
         Each entry's among them.
     expected, noise : float [n]
@@ -54,6 +54,8 @@ class TaskNetwork(nn.Module):
     def __init__(self, entity: EntityEmbedding, partner: EntityEmbedding, baseline: Baseline) -> None:
         super().__init__()
         self.entity, self.partner, self.baseline = entity, partner, baseline
+        # Embeddings begin small: of products of small numbers hardly anything would be learnt.
+        self.scaled = nn.LayerNorm(entity.content.shape[1])
 
     def entities(self, entities: EntityRows) -> Tensor:
         """float [T, size]: the tasks' entities by their attributes alone; their ratings are in the support."""
@@ -70,12 +72,17 @@ class TaskNetwork(nn.Module):
         """
         named, place = distinct(lists.partner)
         chosen = partners.select(named)
-        vectors: Tensor = self.partner(chosen)
+        vectors: Tensor = self.scaled(self.partner(chosen))
         vectors = torch.cat([vectors, (chosen.rows < 0).to(vectors.dtype).unsqueeze(1)], 1)
         rows = chosen.rows.index_select(0, place)
         if known is None or rating is None:
             return Seen(vectors, place, *self.baseline(rows))
         return Seen(vectors, place, *self.baseline.without(rows, known.index_select(0, lists.owner), rating))
+
+    def level(self, lists: Ragged, surprise: Tensor, partners: Seen) -> tuple[Tensor, Tensor]:
+        """Mean and precision of the entity's bias over its deviation, float [T, 1] each: the exact posterior."""
+        weight = self.baseline.prior_deviation**2 / partners.noise
+        return condition(lists, (surprise / self.baseline.prior_deviation).unsqueeze(1), weight.unsqueeze(1))
 
 
 class AmortisedLearner(NeuralAlgorithm):
@@ -88,10 +95,24 @@ class AmortisedLearner(NeuralAlgorithm):
     predictive distribution is a mixture, of which mean and variance are given; for implicit feedback the log odds of
     the mean probability.
 
-    A subclass has the option `size`, numbers in an embedding, beside those of `NeuralAlgorithm`.
+    Parameters
+    ----------
+    size : int, default 32
+        Numbers in an embedding of a user or an item.
+    training : Training
+        How the weights are trained, by default for 10 epochs with "adamw", a `learning_rate` of 0.01 and an `l2` of
+        0.1: decay that is part of the gradient would win against a network that begins at adding nothing.
     """
 
-    size: int
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Range(1, 4096)] = 32,
+        training: Training = Training(epochs=10, optimizer="adamw", learning_rate=0.01, l2=0.1),
+        **options: Any,
+    ) -> None:
+        super().__init__(training=training, **options)
+        self.size = size
 
     @abstractmethod
     def network(self, entity: EntityEmbedding, partner: EntityEmbedding, baseline: Baseline) -> TaskNetwork:
@@ -168,7 +189,7 @@ class Perceptron(nn.Sequential):
 
 
 class Tokens(nn.Module):
-    """A vector for each rating of a support, of the partner and the rating.
+    """A vector for each rating of a support: a network of ``W p + r V p + c``, of the partner p and the rating r.
 
     Parameters
     ----------
@@ -179,14 +200,15 @@ class Tokens(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.partner = nn.Linear(inputs, hidden)
-        self.rating = nn.Linear(1, hidden, bias=False)
+        self.partner, self.rating = nn.Linear(inputs, hidden), nn.Linear(inputs, hidden)
         self.rest = nn.Sequential(nn.ReLU(), Perceptron(hidden, hidden, outputs))
 
     def forward(self, partners: Seen, surprise: Tensor) -> Tensor:
         """float [n, outputs]: of each entry, whose rating is `surprise` (float [n]) above the baseline."""
-        seen = self.partner(partners.vectors).index_select(0, partners.place)
-        seen = seen + self.rating(surprise.unsqueeze(1))
+        plain, scaled = (
+            layer(partners.vectors).index_select(0, partners.place) for layer in (self.partner, self.rating)
+        )
+        seen = torch.addcmul(plain, surprise.unsqueeze(1), scaled)
         tokens: Tensor = self.rest(seen)
         return tokens
 
@@ -329,11 +351,6 @@ class LatentNetwork(TaskNetwork):
         self.tokens = Tokens(size + 1, hidden, tokens)
         self.decoder = FilmDecoder(size + 1, 1 + latent + size, hidden, outputs)
 
-    def level(self, lists: Ragged, surprise: Tensor, partners: Seen) -> tuple[Tensor, Tensor]:
-        """Mean and precision of the entity's bias over its deviation, float [T, 1] each: the exact posterior."""
-        weight = self.baseline.prior_deviation**2 / partners.noise
-        return condition(lists, (surprise / self.baseline.prior_deviation).unsqueeze(1), weight.unsqueeze(1))
-
 
 class LatentLearner(AmortisedLearner):
     """Base of learners to whom a task is a vector z of d numbers, with prior N(0, I).
@@ -351,37 +368,26 @@ class LatentLearner(AmortisedLearner):
 
     Parameters
     ----------
-    size : int, default 32
-        Numbers in an embedding of a user or an item.
     latent : int, default 32
         Numbers in z, d.
     hidden : int, default 64
         Units in a hidden layer.
     draws : int, default 8
         Draws of z, L, in training and in predictions. In predictions they are the same for all tasks.
-    training : Training
-        How the weights are trained, by default for 10 epochs with "adamw", a `learning_rate` of 0.01 and an `l2` of
-        0.1: decay that is part of the gradient would win against a network that begins at adding nothing.
-    sampling : Sampling
-        How training tasks are drawn.
     """
 
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(1, 4096)] = 32,
         latent: Annotated[int, Range(1, 4096)] = 32,
         hidden: Annotated[int, Range(1, 4096)] = 64,
         draws: Annotated[int, Range(1, 4096)] = 8,
-        training: Training = Training(epochs=10, optimizer="adamw", learning_rate=0.01, l2=0.1),
-        sampling: Sampling = Sampling(),
+        **options: Any,
     ) -> None:
-        self.size = size
+        super().__init__(**options)
         self.latent = latent
         self.hidden = hidden
         self.draws = draws
-        self.training = training
-        self.sampling = sampling
 
     def build(self, sizes: Sizes) -> nn.ModuleDict:
         """A network for each side, on shared embeddings, and the draws' noise."""

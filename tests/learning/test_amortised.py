@@ -26,7 +26,9 @@ def test_what_the_network_adds_to_is_the_bias_model(scenario: str):
     floor = Bias().fit(train, run=run)
     found, expected = (one.predict(one.adapt(tasks.support), tasks.query) for one in (fitted, floor))
     assert torch.allclose(found.mean, expected.mean, rtol=1e-10)
-    assert torch.allclose(found.variance, expected.variance, rtol=1e-10)
+    assert torch.allclose(
+        found.variance, expected.variance, rtol=1e-6
+    )  # draws are scaled in single precision
 
 
 def test_stopped_and_resumed_it_ends_the_same(tmp_path: Path):

@@ -29,6 +29,7 @@ from metarec.plugins.algorithms.mf import MatrixFactorisation
 from metarec.plugins.algorithms.mwuf import MWUF
 from metarec.plugins.algorithms.platipus import Platipus
 from metarec.plugins.algorithms.reptile import Reptile
+from metarec.plugins.algorithms.transformer import Transformer
 from metarec.testing import Check, verify
 
 
@@ -238,7 +239,20 @@ class MixesTheMeansAlone(Ensemble):
         return replace(prediction, variance=prediction.variance * 0.99)
 
 
+class QueriesSeeEachOther(Transformer):
+    def decoded(self, context, query, tasks=None):
+        outputs = super().decoded(context, query, tasks)
+        return outputs + 0.1 * query.mean(outputs[0, :, 0]).nan_to_num()[query.owner].view(1, -1, 1)
+
+
+class ForgetsItsRatings(Transformer):
+    def context(self, support, known=None):
+        return super().context(replace(support, rating=torch.full_like(support.rating, self.mean_)), known)
+
+
 WRONG = [
+    QueriesSeeEachOther,
+    ForgetsItsRatings,
     DropsTheSecondOrder,
     ForgetsTheWeights,
     AdaptsEverything,

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from metarec.learning import (
     Algorithm,
+    AmortisedLearner,
     FactorHeadLearner,
     GradientMetaLearner,
     LatentLearner,
@@ -29,7 +30,8 @@ Checks = Callable[[type[Algorithm]], Iterator[Check]]
 ORACLES: tuple[tuple[type, Checks], ...] = (
     (FactorHeadLearner, factor_head.checks),
     (GradientMetaLearner, gradient.checks),
-    (LatentLearner, amortised.checks),
+    (AmortisedLearner, amortised.checks),
+    (LatentLearner, amortised.latent_checks),
     (ModeLearner, mode.checks),
     (PosteriorLearner, posterior.checks),
     (SamplingLearner, sampling.checks),

@@ -53,9 +53,14 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 def fitted(algorithm: type[A], options: Mapping[str, Any], *, implicit: bool = False) -> A:
     """It, fitted on the small world in float64 with those of the options that it has."""
+    train = small_world(implicit=implicit).split.train
+    return made(algorithm, options).fit(train, run=Run(dtype=torch.float64))
+
+
+def made(algorithm: type[A], options: Mapping[str, Any]) -> A:
+    """It, not yet fitted, with those of the options that it has."""
     known = parameters(algorithm)
-    made = algorithm(**{name: value for name, value in options.items() if name in known})
-    return made.fit(small_world(implicit=implicit).split.train, run=Run(dtype=torch.float64))
+    return algorithm(**{name: value for name, value in options.items() if name in known})
 
 
 def tasks_of(scenario: str, *, implicit: bool = False) -> Tasks:
