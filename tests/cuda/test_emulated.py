@@ -1,8 +1,11 @@
 """The CUDA kernels, run on the host by the emulator: right, within bounds, and wrong where a bug is planted."""
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,9 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "csrc/testing").exists(), reason="not in a source tree"),
 ]
 
-PROGRAMS = ["simt", "cosine_scores", "cosine_topk", "embedding_update_", "gaussian_posterior"]
+PROGRAMS = ["simt", "cosine_scores", "cosine_topk", "embedding_update_", "gaussian_posterior", "inner_loop"]
+# The core's sources that a program compares with, compiled without sanitizers: they have tests of their own.
+CORE = {"inner_loop": ["inner_loop.cpp", "isa.cpp"]}
 
 # A file of csrc/ops/cuda, a line of it, what stands there instead, and what then is seen.
 PLANTED = [
@@ -62,17 +67,50 @@ PLANTED = [
         "run_end(updates.rows, begin, min(begin + kUpdateChunk - 1, updates.count));",
         "does not hold",
     ),
+    (
+        "inner_loop_kernel.cuh",
+        "        __syncthreads();\n        if (begin + kTileDepth < product.depth)",
+        "        if (begin + kTileDepth < product.depth)",
+        "predictions: value",
+    ),
+    (
+        "inner_loop_kernel.cuh",
+        "begin + depth < product.depth && row + across < product.rows",
+        "begin + depth + 1 < product.depth && row + across < product.rows",
+        "case 1 in float: predictions",
+    ),
+    (
+        "inner_loop_kernel.cuh",
+        "next_bar[offset + i] = own - back * pushed;",
+        "next_bar[offset + i] = own + back * pushed;",
+        "case 1 in float: second-order gradient",
+    ),
 ]
+
+
+def compiled(*command: str | Path) -> None:
+    done = subprocess.run([COMPILER, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@functools.cache
+def core_objects(program: str) -> list[Path]:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    objects = []
+    for source in CORE.get(program, []):
+        objects.append(folder / f"{source}.o")
+        compiled(
+            "-std=c++20", f"-I{ROOT / 'csrc/include'}", "-c", ROOT / "csrc/core" / source, "-o", objects[-1]
+        )
+    return objects
 
 
 def build(program: str, csrc: Path, folder: Path) -> Path:
     """Build a test program over the kernels of a folder."""
     includes = [f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{ROOT / 'tests'}"]
     source, built = Path(__file__).with_name(f"{program}.cpp"), folder / program
-    done = subprocess.run(
-        [COMPILER, *FLAGS, *includes, source, "-o", built], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    compiled(*FLAGS, *includes, source, *core_objects(program), "-o", built)
     return built
 
 

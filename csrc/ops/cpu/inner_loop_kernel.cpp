@@ -1,11 +1,11 @@
 #include "metarec/inner_loop.h"
 
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "../inner_loop.h"
 #include "../tensor.h"
 
 namespace metarec::ops {
@@ -13,20 +13,6 @@ namespace {
 
 using torch::stable::contiguous;
 using torch::stable::new_empty;
-
-Activation activation_of(const std::string& name) {
-  if (name == "relu") return Activation::relu;
-  if (name == "gelu") return Activation::gelu;
-  if (name == "tanh") return Activation::tanh;
-  throw std::invalid_argument("inner_loop: activation must be relu, gelu or tanh, got " + name);
-}
-
-Loss loss_of(const std::string& name) {
-  if (name == "squared") return Loss::squared;
-  if (name == "logistic") return Loss::logistic;
-  if (name == "gaussian") return Loss::gaussian;
-  throw std::invalid_argument("inner_loop: loss must be squared, logistic or gaussian, got " + name);
-}
 
 template <class Real>
 std::span<const Real> values_if(const std::optional<Tensor>& tensor) {
