@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self, cast
+from typing import Annotated, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from metarec.learning.factorisation import Descent, Similarity, factorise
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
 from metarec.learning.neural import EntityEmbedding, Sizes
 from metarec.learning.run import Run
-from metarec.tasks import EntityRows, Support, Tasks
+from metarec.learning.training import Training
+from metarec.options import Range
+from metarec.tasks import EntityRows, Sampling, Support, Tasks
 
 
 class FactorHead(LinearHead):
@@ -109,6 +111,17 @@ class FactorHeadLearner(LinearHeadLearner):
 
     A subclass says in `place` how a support moves θ, with the weights that `adapter` makes for each side.
 
+    Parameters
+    ----------
+    size : int, default 32
+        Numbers in an embedding of the attributes.
+    descent : Descent
+        How the known entities get their factors.
+    training : Training
+        How the networks are trained, by default for 15 epochs.
+    sampling : Sampling
+        How training tasks are drawn.
+
     Attributes
     ----------
     similarity : "dot" or "cosine"
@@ -116,7 +129,20 @@ class FactorHeadLearner(LinearHeadLearner):
     """
 
     similarity: ClassVar[Similarity] = "dot"
-    descent: Descent
+
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Range(1, 4096)] = 32,
+        descent: Descent = Descent(),
+        training: Training = Training(epochs=15),
+        sampling: Sampling = Sampling(),
+    ) -> None:
+        # How many factors there are, `descent` says: the rank that a linear head has by itself is no option here.
+        self.size = size
+        self.descent = descent
+        self.training = training
+        self.sampling = sampling
 
     def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
         """Fit the factorisation, then what places newcomers in it."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from metarec.learning.linear_head import LinearHeadLearner
 from metarec.learning.logistic import logistic_posterior
 from metarec.learning.posterior import Posterior
+from metarec.learning.training import Training
 from metarec.ops import GaussianPosterior, gaussian_posterior
 from metarec.tasks import Support
 
@@ -18,7 +21,15 @@ class ModeLearner(LinearHeadLearner):
 
     is exact for ratings, where the posterior is N(θ*, Λ⁻¹). Where feedback is implicit θᵀφ is the log odds of a choice,
     and Newton steps find θ*. Both are differentiable in the network's weights, whatever way has led there.
+
+    Parameters
+    ----------
+    training : Training
+        How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
     """
+
+    def __init__(self, *, training: Training = Training(epochs=10, l2=1e-3), **options: Any) -> None:
+        super().__init__(training=training, **options)
 
     def posterior(self, support: Support) -> Posterior:
         """Mode and curvature of each task's head."""

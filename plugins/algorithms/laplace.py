@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from metarec import Algorithm, Tasks, hookimpl
-from metarec.learning import ModeLearner, Posterior, Training
+from metarec.learning import ModeLearner, Posterior
 from metarec.tasks import Support
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 from metarec.testing.oracles.mode import SMALL, evidence_error, hessians
@@ -27,11 +26,6 @@ class Laplace(ModeLearner):
     predicted is what `alpaca` would with the same weights, but the query's ratings are judged together. Where feedback
     is implicit, θᵀφ is the log odds of a choice, and draws show what is unknown of them.
 
-    Parameters
-    ----------
-    training : Training
-        How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
-
     References
     ----------
     MacKay 1992. Bayesian interpolation, section 2. Grant, Finn, Levine, Darrell, Griffiths 2018. Recasting
@@ -39,9 +33,6 @@ class Laplace(ModeLearner):
     """
 
     name = "laplace"
-
-    def __init__(self, *, training: Training = Training(epochs=10, l2=1e-3), **options: Any) -> None:
-        super().__init__(training=training, **options)
 
     @torch.no_grad()
     def adapt(self, support: Support) -> Posterior:

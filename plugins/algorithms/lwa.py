@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from metarec import Algorithm, Range, hookimpl
-from metarec.learning import Descent, FactorHead, FactorHeadLearner, PlacedHead, Training
-from metarec.tasks import Sampling, Support
+from metarec import Algorithm, hookimpl
+from metarec.learning import FactorHead, FactorHeadLearner, PlacedHead
+from metarec.tasks import Support
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 from metarec.testing.oracles.factor_head import SMALL, seen
 
@@ -27,17 +27,6 @@ class LWA(FactorHeadLearner):
     the place of a bias; the weights are one for each feature, not one for all; and what θᵀφ predicts is the rating,
     its class only where feedback is implicit, of which a support has but the one class.
 
-    Parameters
-    ----------
-    size : int, default 32
-        Numbers in an embedding of the attributes.
-    descent : Descent
-        How the known entities get their factors.
-    training : Training
-        How weights and networks are trained.
-    sampling : Sampling
-        How training tasks are drawn.
-
     References
     ----------
     Vartak, Thiagarajan, Miranda, Bratman, Larochelle 2017. A meta-learning perspective on cold-start recommendations
@@ -45,19 +34,6 @@ class LWA(FactorHeadLearner):
     """
 
     name = "lwa"
-
-    def __init__(
-        self,
-        *,
-        size: Annotated[int, Range(1, 4096)] = 32,
-        descent: Descent = Descent(),
-        training: Training = Training(epochs=15),
-        sampling: Sampling = Sampling(),
-    ) -> None:
-        self.size = size
-        self.descent = descent
-        self.training = training
-        self.sampling = sampling
 
     def adapter(self, head: FactorHead) -> nn.Module:
         """w₀ and w₁."""

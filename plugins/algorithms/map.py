@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from metarec import Algorithm, Tasks, hookimpl
-from metarec.learning import ModeLearner, PlacedHead, Training
+from metarec.learning import ModeLearner, PlacedHead
 from metarec.tasks import Support
 
 
@@ -22,11 +21,6 @@ class MAP(ModeLearner):
     derivative of the mode. It is a point estimate, and the variance is the noise alone. Where feedback is implicit,
     θᵀφ is the log odds of a choice.
 
-    Parameters
-    ----------
-    training : Training
-        How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
-
     References
     ----------
     Grant, Finn, Levine, Darrell, Griffiths 2018. Recasting gradient-based meta-learning as hierarchical Bayes, section
@@ -34,9 +28,6 @@ class MAP(ModeLearner):
     """
 
     name = "map"
-
-    def __init__(self, *, training: Training = Training(epochs=10, l2=1e-3), **options: Any) -> None:
-        super().__init__(training=training, **options)
 
     @torch.no_grad()
     def adapt(self, support: Support) -> PlacedHead:

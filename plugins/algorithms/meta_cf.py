@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from metarec import Algorithm, Range, hookimpl
 from metarec.data import Side
-from metarec.learning import Descent, FactorHead, FactorHeadLearner, PlacedHead, Training
-from metarec.tasks import Sampling, Support
+from metarec.learning import Descent, FactorHead, FactorHeadLearner, PlacedHead
+from metarec.tasks import Support
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 from metarec.testing.oracles.factor_head import SMALL, descended
 
@@ -34,16 +34,10 @@ class MetaCF(FactorHeadLearner):
 
     Parameters
     ----------
-    size : int, default 32
-        Numbers in an embedding of the attributes.
     inner_steps : int, default 10
         Steps K.
     descent : Descent
         How the known entities get their vectors; by default of rank 64.
-    training : Training
-        How θ₀, α and c are trained.
-    sampling : Sampling
-        How training tasks are drawn.
 
     References
     ----------
@@ -56,17 +50,12 @@ class MetaCF(FactorHeadLearner):
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(1, 4096)] = 32,
         inner_steps: Annotated[int, Range(0, 1000)] = 10,
         descent: Descent = Descent(rank=64, learning_rate=0.01, l2=0.02),
-        training: Training = Training(epochs=15),
-        sampling: Sampling = Sampling(),
+        **options: Any,
     ) -> None:
-        self.size = size
+        super().__init__(descent=descent, **options)
         self.inner_steps = inner_steps
-        self.descent = descent
-        self.training = training
-        self.sampling = sampling
 
     def adapter(self, head: FactorHead) -> nn.Module:
         """Logarithms of the rates and of the weight of the start."""

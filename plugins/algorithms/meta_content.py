@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Annotated
 
 import torch
 
-from metarec import Algorithm, Range, hookimpl
-from metarec.learning import Descent, FactorHeadLearner, PosteriorLearner, Training
+from metarec import Algorithm, hookimpl
+from metarec.learning import FactorHeadLearner, PosteriorLearner
 from metarec.learning.posterior import Posterior
-from metarec.tasks import Sampling, Support
+from metarec.tasks import Support
 from metarec.testing.oracles.check import Check, fitted, tasks_of
 from metarec.testing.oracles.factor_head import SMALL, seen
 
@@ -29,17 +28,6 @@ class MetaContent(FactorHeadLearner, PosteriorLearner):
     of its own attributes. Where feedback is implicit a choice counts as an observation of log odds of 1, with σ² as
     it serves the query best; no variance is given.
 
-    Parameters
-    ----------
-    size : int, default 32
-        Numbers in an embedding of the attributes.
-    descent : Descent
-        How the known entities get their factors.
-    training : Training
-        How the networks are trained.
-    sampling : Sampling
-        How training tasks are drawn.
-
     References
     ----------
     Agarwal, Chen 2009. Regression-based latent factor models. Harrison, Sharma, Pavone 2018. Meta-learning priors for
@@ -47,19 +35,6 @@ class MetaContent(FactorHeadLearner, PosteriorLearner):
     """
 
     name = "meta-content"
-
-    def __init__(
-        self,
-        *,
-        size: Annotated[int, Range(1, 4096)] = 32,
-        descent: Descent = Descent(),
-        training: Training = Training(epochs=15),
-        sampling: Sampling = Sampling(),
-    ) -> None:
-        self.size = size
-        self.descent = descent
-        self.training = training
-        self.sampling = sampling
 
     def place(self, support: Support) -> Posterior:
         """The posterior of each task's θ."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from metarec import Algorithm, Range, hookimpl
-from metarec.learning import Descent, FactorHeadLearner, PlacedHead, Training
-from metarec.tasks import Sampling, Support, Tasks
+from metarec.learning import FactorHeadLearner, PlacedHead
+from metarec.tasks import Support, Tasks
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 from metarec.testing.oracles.factor_head import SMALL, descended, seen
 
@@ -31,18 +31,10 @@ class MetaEmb(FactorHeadLearner):
 
     Parameters
     ----------
-    size : int, default 32
-        Numbers in an embedding of the attributes.
     inner_rate : float, default 0.5
         α.
     cold_weight : float, default 0.1
         γ, of the loss before the step.
-    descent : Descent
-        How the known entities get their factors.
-    training : Training
-        How the generator is trained.
-    sampling : Sampling
-        How training tasks are drawn.
 
     References
     ----------
@@ -55,19 +47,13 @@ class MetaEmb(FactorHeadLearner):
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(1, 4096)] = 32,
         inner_rate: Annotated[float, Range(0.0, 10.0)] = 0.5,
         cold_weight: Annotated[float, Range(0.0, 1.0)] = 0.1,
-        descent: Descent = Descent(),
-        training: Training = Training(epochs=15),
-        sampling: Sampling = Sampling(),
+        **options: Any,
     ) -> None:
-        self.size = size
+        super().__init__(**options)
         self.inner_rate = inner_rate
         self.cold_weight = cold_weight
-        self.descent = descent
-        self.training = training
-        self.sampling = sampling
 
     def place(self, support: Support) -> PlacedHead:
         """θ₁; without a rating θ₀."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from metarec import Algorithm, Range, hookimpl
-from metarec.learning import Descent, FactorHead, FactorHeadLearner, PlacedHead, Training
-from metarec.tasks import Sampling, Support
+from metarec.learning import FactorHead, FactorHeadLearner, PlacedHead
+from metarec.tasks import Support
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 from metarec.testing.oracles.factor_head import SMALL, descended, seen
 
@@ -39,12 +39,6 @@ class MWUF(FactorHeadLearner):
         α.
     inner_steps : int, default 5
         K.
-    descent : Descent
-        How the known entities get their factors.
-    training : Training
-        How the networks are trained.
-    sampling : Sampling
-        How training tasks are drawn.
 
     References
     ----------
@@ -57,19 +51,13 @@ class MWUF(FactorHeadLearner):
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(1, 4096)] = 32,
         inner_rate: Annotated[float, Range(0.0, 10.0)] = 0.3,
         inner_steps: Annotated[int, Range(0, 1000)] = 5,
-        descent: Descent = Descent(),
-        training: Training = Training(epochs=15),
-        sampling: Sampling = Sampling(),
+        **options: Any,
     ) -> None:
-        self.size = size
+        super().__init__(**options)
         self.inner_rate = inner_rate
         self.inner_steps = inner_steps
-        self.descent = descent
-        self.training = training
-        self.sampling = sampling
 
     def adapter(self, head: FactorHead) -> nn.Module:
         """The shift t."""
