@@ -50,6 +50,7 @@ def compile_all(source: Path, folder: Path) -> dict[str, dict[str, list[int]]]:
     command = [NVCC, "-c", "-std=c++20", "-O3", f"-I{ROOT / 'csrc/include'}", "-Xcompiler=-Wall"]
     command += ["-Werror=all-warnings", "-Xptxas=-v"]
     command += [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
+    command += [f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}"]
     done = subprocess.run(
         [*command, str(source), "-o", str(folder / f"{source.stem}.o")],
         stdout=subprocess.PIPE,
