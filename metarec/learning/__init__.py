@@ -15,11 +15,9 @@ from metarec.learning.amortised import (
     Latent,
     LatentLearner,
     LatentNetwork,
-    Perceptron,
     TaskNetwork,
     Tokens,
     condition,
-    silent,
 )
 from metarec.learning.biases import Baseline, Biases, fit_biases
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
@@ -30,7 +28,7 @@ from metarec.learning.level import Level, LevelAlgorithm, residual_variance
 from metarec.learning.likelihood import Likelihood
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
 from metarec.learning.mode import ModeLearner
-from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes
+from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Perceptron, Sizes, silent
 from metarec.learning.posterior import Posterior, PosteriorLearner
 from metarec.learning.run import Progress, Run, Silent
 from metarec.learning.sampling import Draws, Sample, SamplingLearner

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, NamedTuple, Self, cast
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from metarec.data import SIDES, Dataset, Side
+from metarec.data import Side
 from metarec.learning.abilities import Explanation, leave_one_out
 from metarec.learning.algorithm import Adapted, Prediction
-from metarec.learning.biases import Baseline, Biases, fit_biases, fit_popularity
-from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, distinct
-from metarec.learning.run import Run
+from metarec.learning.biases import Baseline
+from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Perceptron, Sizes, distinct, silent
 from metarec.learning.training import Training
 from metarec.options import Range
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
@@ -118,20 +117,15 @@ class AmortisedLearner(NeuralAlgorithm):
     def network(self, entity: EntityEmbedding, partner: EntityEmbedding, baseline: Baseline) -> TaskNetwork:
         """A network for the tasks of one side, with fresh weights."""
 
-    def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
-        """Fit the biases, then the network."""
-        self.biases_ = asdict(fit_popularity(train) if train.scale.implicit else fit_biases(train))
-        return super().fit(train, valid=valid, run=run)
-
     def build(self, sizes: Sizes) -> nn.ModuleDict:
         """A network for each side, on shared embeddings."""
         user = EntityEmbedding(sizes.users, sizes.user_columns, self.size)
         item = EntityEmbedding(sizes.items, sizes.item_columns, self.size)
-        of_users, of_items = (
-            Baseline(Biases(**self.biases_), side, self.mean_, self.deviation_) for side in SIDES
-        )
         return nn.ModuleDict(
-            {"user": self.network(user, item, of_users), "item": self.network(item, user, of_items)}
+            {
+                "user": self.network(user, item, self.baseline("user")),
+                "item": self.network(item, user, self.baseline("item")),
+            }
         )
 
     def known(self, tasks: Tasks) -> Tensor | None:
@@ -172,20 +166,6 @@ class AmortisedLearner(NeuralAlgorithm):
     def outputs(self) -> int:
         """Numbers that the network gives for a query pair, k."""
         return 1 if self.implicit_ else 2
-
-
-def silent(layer: nn.Linear) -> nn.Linear:
-    """It, with weights of 0: at first nothing is added to the baseline."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class Perceptron(nn.Sequential):
-    """Two layers."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        super().__init__(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
 class Tokens(nn.Module):

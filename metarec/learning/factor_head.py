@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metarec.data import SIDES, Dataset, Side, partner_side
 from metarec.learning.factorisation import Descent, Similarity, factorise
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
-from metarec.learning.neural import EntityEmbedding, Sizes
+from metarec.learning.neural import EntityEmbedding, Perceptron, Sizes, silent
 from metarec.learning.run import Run
 from metarec.learning.training import Training
 from metarec.options import Range
@@ -55,11 +55,10 @@ class FactorHead(LinearHead):
         self.register_buffer("average", other.mean(0), persistent=False)
         heads = torch.cat([torch.ones_like(own[:, :1]), own[:, 1:], own[:, :1] + offset], 1)
         self.register_buffer("start", heads.mean(0), persistent=False)
+        self.project = Perceptron(size, 2 * size, other.shape[1])
+        silent(self.project.last)
+        silent(self.prior.last)
         with torch.no_grad():
-            for network in (self.project, self.prior):
-                last = cast(nn.Linear, network[-1])
-                last.weight.zero_()
-                last.bias.zero_()
             spread = heads.double().T.cov(correction=0) + 0.01 * torch.eye(heads.shape[1])
             factor = torch.linalg.cholesky(torch.linalg.inv(spread)).to(self.lower)
             self.lower.copy_(factor)

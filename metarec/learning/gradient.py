@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
@@ -12,10 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, gaussian_nll_loss, mse_loss
 
-from metarec.data import Side, partner_side
+from metarec.data import SIDES, Side, partner_side
 from metarec.learning.abilities import Explanation, leave_one_out
 from metarec.learning.algorithm import Adapted, Prediction
-from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, distinct
+from metarec.learning.biases import Baseline
+from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, distinct, silent
 from metarec.learning.training import Training
 from metarec.ops import (
     InnerHead,
@@ -84,11 +85,13 @@ class AdaptedHeads(Adapted):
 class Towers(nn.Module):
     """Embeddings of both sides, and for the tasks of each side a head that predicts from them.
 
-    A head sees ``[e, p, e ∘ p]``: the embedding of the task's entity, that of a partner, and their product.
+    A head sees ``[e, p, e ∘ p, b]``: the embedding of the task's entity, that of a partner, their product, and what the
+    baseline expects of the partner. It starts by giving b back.
 
     Parameters
     ----------
     sizes : Sizes
+    baselines : mapping of side to Baseline
     size : int
         Numbers in an embedding.
     hidden : sequence of int
@@ -96,7 +99,7 @@ class Towers(nn.Module):
     outputs : int
         1, or 2 for a mean and a log variance.
     identity : bool
-        Whether known entities have embeddings of their own beside those of their attributes.
+        Whether known entities have embeddings of their own beside those of their attributes, and known partners biases.
     dropout : float
         Share of the features that are left out in training.
     """
@@ -104,6 +107,7 @@ class Towers(nn.Module):
     def __init__(
         self,
         sizes: Sizes,
+        baselines: Mapping[str, Baseline],
         size: int,
         hidden: Sequence[int],
         outputs: int,
@@ -122,10 +126,13 @@ class Towers(nn.Module):
                 for side, (count, columns) in entities.items()
             }
         )
-        widths = [3 * size, *hidden, outputs]
-        self.heads = nn.ModuleDict(
-            {side: nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths)) for side in entities}
-        )
+        self.identity = identity
+        self.baselines = nn.ModuleDict(baselines)
+        widths = [3 * size + 1, *hidden, outputs]
+        heads = {side: [nn.Linear(a, b) for a, b in pairwise(widths)] for side in entities}
+        for layers in heads.values():
+            _give_back(layers)
+        self.heads = nn.ModuleDict({side: nn.ModuleList(layers) for side, layers in heads.items()})
 
     def entities(self, side: Side, entities: EntityRows) -> Tensor:
         """float [T, size]: embeddings of a side's entities."""
@@ -133,11 +140,14 @@ class Towers(nn.Module):
         return vectors
 
     def inputs(self, side: Side, entity: Tensor, lists: Ragged, partners: EntityRows) -> Tensor:
-        """float [n, 3 size]: what the head sees of each entry of `lists`, where `entity` is [T, size]."""
+        """float [n, 3 size + 1]: what the head sees of each entry of `lists`, where `entity` is [T, size]."""
         named, place = distinct(lists.partner)
-        partner = self.entities(partner_side(side), partners.select(named)).index_select(0, place)
+        chosen = partners.select(named)
+        partner = self.entities(partner_side(side), chosen).index_select(0, place)
+        rows = chosen.rows if self.identity else torch.full_like(chosen.rows, -1)
+        bias = self.baselines[side](rows)[0].index_select(0, place)
         own = entity.index_select(0, lists.owner)
-        return torch.cat([own, partner, own * partner], 1)
+        return torch.cat([own, partner, own * partner, bias.unsqueeze(1)], 1)
 
     def layers(self, side: Side) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of each layer of a side's head."""
@@ -145,12 +155,31 @@ class Towers(nn.Module):
         return [(layer.weight, layer.bias) for layer in layers]
 
 
+@torch.no_grad()
+def _give_back(layers: Sequence[nn.Linear]) -> None:
+    """Let a network start by giving its last input for its first output, and 0 for the others.
+
+    Two units of each hidden layer carry the input: what is positive of it, and what is negative.
+    """
+    *hidden, last = layers
+    if any(layer.out_features < 2 for layer in hidden):
+        return
+    reads = torch.eye(layers[0].in_features)[-1]
+    for layer in hidden:
+        layer.weight[:2] = torch.stack([reads, -reads])
+        layer.bias[:2] = 0
+        first, second, *_ = torch.eye(layer.out_features)
+        reads = first - second
+    silent(last).weight[0] = reads
+
+
 class GradientMetaLearner(NeuralAlgorithm):
     """Base of learners that adapt by gradient steps.
 
     The head of a side's tasks, a network h, predicts the standardised rating of partner p by an entity with attributes
-    a from their embeddings, ``h([e(a), e(p), e(a) ∘ e(p)])``. Every task starts from the parameters θ that all share,
-    and takes K steps of rate α on its support of n ratings,
+    a from their embeddings and the partner's bias, ``h([e(a), e(p), e(a) ∘ e(p), b_p])``, and starts by giving b_p
+    back. Every task starts from the parameters θ that all share, and takes K steps of rate α on its support of n
+    ratings,
 
         φ ← φ − α ∇L_S(φ),   L_S = Σ_j ℓ_j / (n + c),
 
@@ -167,7 +196,7 @@ class GradientMetaLearner(NeuralAlgorithm):
     adapt_layers : "all" or "last"
         Which layers of the head take steps, default all.
     identity : bool
-        Whether known entities have embeddings beside those of their attributes, default True.
+        Whether known entities have embeddings beside those of their attributes, and biases, default True.
     trains_by : "query", "displacement" or "optimum"
         What moves the starting point: the gradient of the query's loss through the steps, where the steps lead, or that
         gradient through the optimum that the steps approach.
@@ -189,7 +218,7 @@ class GradientMetaLearner(NeuralAlgorithm):
     uncertainty : bool, default False
         Whether the head gives a variance too, where feedback is explicit.
     training : Training
-        How the weights are trained, by default for 10 epochs with an `l2` of 0.0003: else content is learnt by heart.
+        How the weights are trained, by default for 10 epochs with "adamw" and an `l2` of 0.1.
     """
 
     order: ClassVar[Literal[1, 2]] = 2
@@ -207,7 +236,7 @@ class GradientMetaLearner(NeuralAlgorithm):
         prior_ratings: Annotated[float, Range(0.0, 1e6)] = 10.0,
         dropout: Annotated[float, Range(0.0, 0.9)] = 0.0,
         uncertainty: bool = False,
-        training: Training = Training(epochs=10, l2=3e-4),
+        training: Training = Training(epochs=10, optimizer="adamw", l2=0.1),
         **options: Any,
     ) -> None:
         super().__init__(training=training, **options)
@@ -223,6 +252,7 @@ class GradientMetaLearner(NeuralAlgorithm):
         """The embeddings and the heads."""
         return Towers(
             sizes,
+            {side: self.baseline(side) for side in SIDES},
             self.size,
             self.hidden,
             self._outputs,

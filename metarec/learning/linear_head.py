@@ -13,11 +13,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits, gaussian_nll_l
 from metarec.data import Side
 from metarec.learning.abilities import Explanation, leave_one_out
 from metarec.learning.algorithm import Adapted, Prediction
+from metarec.learning.biases import Baseline
 from metarec.learning.likelihood import Likelihood
-from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, distinct
+from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Perceptron, Sizes, distinct, silent
 from metarec.ops import gaussian_posterior
 from metarec.options import Range
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
+
+LEARNT_DEVIATION = 0.5
+BIAS_DEVIATION = 0.2
+"""Deviations that the weights of learnt features, and of the partner's bias, start with; the constant's has no less."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,10 @@ class AdaptedHead(Adapted, ABC):
         """float [count, T, r]: θ drawn anew, independently."""
 
 
-class LinearHead(nn.Module):
+class LinearHead(nn.Module, ABC):
     """What the tasks of one side share: features of their partners, prior of their heads, noise.
+
+    A subclass says what the features are.
 
     Parameters
     ----------
@@ -63,20 +70,15 @@ class LinearHead(nn.Module):
     def __init__(self, entity: EntityEmbedding, partner: EntityEmbedding, size: int, rank: int) -> None:
         super().__init__()
         self.entity, self.partner = entity, partner
-        self.project = nn.Sequential(nn.Linear(size, 2 * size), nn.ReLU(), nn.Linear(2 * size, rank - 1))
-        self.prior = nn.Sequential(nn.Linear(size, 2 * size), nn.ReLU(), nn.Linear(2 * size, rank))
+        self.prior = Perceptron(size, 2 * size, rank)
         self.log_deviation = nn.Parameter(torch.zeros(rank))
         self.lower = nn.Parameter(torch.zeros(rank, rank))
         self.log_noise = nn.Linear(size, 1)
         self.log_noise_of_new = nn.Parameter(torch.tensor(0.0))
 
+    @abstractmethod
     def features(self, partners: EntityRows) -> tuple[Tensor, Tensor]:
         """φ, float [N, r], and the variance of the noise, float [N], of some partners."""
-        vectors = self.partner(partners)
-        constant = vectors.new_ones(len(partners), 1)
-        new = (partners.rows < 0).to(vectors.dtype)
-        log_noise = self.log_noise(vectors).squeeze(1) + new * self.log_noise_of_new
-        return torch.cat([self.project(vectors), constant], 1), log_noise.exp()
 
     def prior_mean(self, entities: EntityRows) -> Tensor:
         """float [T, r]."""
@@ -103,12 +105,54 @@ class LinearHead(nn.Module):
         return back
 
 
+class BiasHead(LinearHead):
+    """A linear head that starts at the baseline, φ = (learnt features, bias of the partner, 1).
+
+    The prior mean of the bias's weight starts at 1, that of the others at 0; the constant's is the entity's bias.
+
+    Parameters
+    ----------
+    entity, partner, size, rank
+        As `LinearHead`'s.
+    baseline : Baseline
+    """
+
+    start: Tensor
+
+    def __init__(
+        self, entity: EntityEmbedding, partner: EntityEmbedding, size: int, rank: int, baseline: Baseline
+    ) -> None:
+        super().__init__(entity, partner, size, rank)
+        self.baseline = baseline
+        self.project = Perceptron(size + 1, 2 * size, rank - 2)
+        self.register_buffer("start", torch.eye(rank)[-2], persistent=False)
+        deviation = [LEARNT_DEVIATION] * (rank - 2) + [
+            BIAS_DEVIATION,
+            max(BIAS_DEVIATION, baseline.prior_deviation),
+        ]
+        with torch.no_grad():
+            self.log_deviation.copy_(torch.tensor(deviation).log())
+        silent(self.prior.last)
+        silent(self.log_noise)
+
+    def features(self, partners: EntityRows) -> tuple[Tensor, Tensor]:
+        vectors = self.partner(partners)
+        new = (partners.rows < 0).to(vectors.dtype).unsqueeze(1)
+        bias, noise = self.baseline(partners.rows)
+        learnt = self.project(torch.cat([vectors, new], 1))
+        louder = (self.log_noise(vectors) + new * self.log_noise_of_new).squeeze(1)
+        return torch.cat([learnt, bias.unsqueeze(1), torch.ones_like(new)], 1), noise * louder.exp()
+
+    def prior_mean(self, entities: EntityRows) -> Tensor:
+        return self.start + super().prior_mean(entities)
+
+
 class LinearHeadLearner(NeuralAlgorithm):
     """Base of learners whose head is linear in learnt features, with a Gaussian prior.
 
     A rating of partner p by the task's entity, standardised, is ``θᵀφ(p) + N(0, σ²(p))`` with θ ~ N(m(c), P⁻¹), where φ
-    are learnt features of p (of its attributes, and of its own where it is known), and m is a network of the entity's
-    attributes c.
+    are features of p, learnt from its attributes, and from its own ratings where it is known, and m is a network of the
+    entity's attributes c. By default two of them are p's bias and a constant (`BiasHead`).
 
     A subclass chooses the loss, and says what becomes of θ given a support.
 
@@ -117,14 +161,14 @@ class LinearHeadLearner(NeuralAlgorithm):
     size : int, default 32
         Numbers in an embedding of a user or an item.
     rank : int, default 16
-        Features, the constant included.
+        Features, the partner's bias and the constant included.
     """
 
     def __init__(
         self,
         *,
         size: Annotated[int, Range(1, 4096)] = 32,
-        rank: Annotated[int, Range(2, 256)] = 16,
+        rank: Annotated[int, Range(3, 256)] = 16,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -136,8 +180,8 @@ class LinearHeadLearner(NeuralAlgorithm):
         user = EntityEmbedding(sizes.users, sizes.user_columns, self.size)
         item = EntityEmbedding(sizes.items, sizes.item_columns, self.size)
         heads = {
-            "user": LinearHead(user, item, self.size, self.rank),
-            "item": LinearHead(item, user, self.size, self.rank),
+            "user": BiasHead(user, item, self.size, self.rank, self.baseline("user")),
+            "item": BiasHead(item, user, self.size, self.rank, self.baseline("item")),
         }
         return nn.ModuleDict(heads)
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metarec.data import Dataset, Features, Side
 from metarec.errors import ConfigError
 from metarec.learning.algorithm import Algorithm
+from metarec.learning.biases import Baseline, Biases, fit_biases, fit_popularity
 from metarec.learning.run import Run
 from metarec.learning.training import Trainer, Training
 from metarec.learning.virtual import VirtualEntities
@@ -49,6 +50,9 @@ class NeuralAlgorithm(Algorithm):
 
     A subclass says what the network is (`build`) and how it is judged (`loss`). Ratings are standardised: the network
     sees ``(r − mean) / deviation`` of the training ratings, or 0 and 1 where feedback is implicit.
+
+    Before the network, biases of users and items are fitted, or how often each was chosen: a network that takes up what
+    its `baseline` says starts where the best of the floors stands, and learns the rest.
 
     Attributes
     ----------
@@ -88,6 +92,7 @@ class NeuralAlgorithm(Algorithm):
         self.implicit_ = train.scale.implicit
         self.mean_ = 0.0 if self.implicit_ else float(train.rating.mean())
         self.deviation_ = 1.0 if self.implicit_ else max(float(train.rating.std()), 1e-3)
+        self.biases_ = asdict(fit_popularity(train) if self.implicit_ else fit_biases(train))
         sampler = TaskSampler(train, self.sides, self.sampling, device=run.device, dtype=run.dtype)
         if valid is not None:
             self._train(self._with_virtual(sampler, train, run), [valid], run)
@@ -156,6 +161,10 @@ class NeuralAlgorithm(Algorithm):
         self.network_ = network.eval()
         return self
 
+    def baseline(self, side: Side) -> Baseline:
+        """What the biases say of the standardised ratings of a side's tasks."""
+        return Baseline(Biases(**self.biases_), side, self.mean_, self.deviation_)
+
     def standardised(self, rating: Tensor) -> Tensor:
         """Ratings as the network sees them."""
         return (rating - self.mean_) / self.deviation_
@@ -197,6 +206,25 @@ class EntityEmbedding(nn.Module):
             return vectors
         known = (entities.rows >= 0).to(vectors.dtype).unsqueeze(1)
         return vectors + known * self.own.index_select(0, entities.rows.clamp(min=0))
+
+
+class Perceptron(nn.Sequential):
+    """Two layers."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The second layer."""
+        return cast(nn.Linear, self[-1])
+
+
+def silent(layer: nn.Linear) -> nn.Linear:
+    """It, with weights of 0: at first nothing is added to the baseline."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def initialise(network: nn.Module, draw: Callable[[Tensor], object]) -> None:

@@ -20,7 +20,7 @@ class Alpaca(PosteriorLearner):
     Parameters
     ----------
     training : Training
-        How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
+        How the weights are trained, by default for 10 epochs with "adamw" and an `l2` of 0.1.
 
     References
     ----------
@@ -30,7 +30,9 @@ class Alpaca(PosteriorLearner):
     name = "alpaca"
     feedback = ("explicit",)
 
-    def __init__(self, *, training: Training = Training(epochs=10, l2=1e-3), **options: Any) -> None:
+    def __init__(
+        self, *, training: Training = Training(epochs=10, optimizer="adamw", l2=0.1), **options: Any
+    ) -> None:
         super().__init__(training=training, **options)
 
     def loss(self, tasks: Tasks) -> Tensor:

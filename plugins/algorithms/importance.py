@@ -28,7 +28,7 @@ class Importance(SamplingLearner):
     Parameters
     ----------
     rank : int, default 8
-        Features, the constant included.
+        Features, the partner's bias and the constant included.
     mode : "weighted" or "seed", default "weighted"
         "seed" is a loop without weights: each draw of the prior takes one gradient step on the support's mean negative
         log density, and all count alike; the loss is the mean of the draws' own losses. It targets no posterior, and
@@ -49,7 +49,7 @@ class Importance(SamplingLearner):
     def __init__(
         self,
         *,
-        rank: Annotated[int, Range(2, 256)] = 8,
+        rank: Annotated[int, Range(3, 256)] = 8,
         mode: Literal["weighted", "seed"] = "weighted",
         step: Annotated[float, Range(1e-4, 10.0, log=True)] = 0.5,
         **options: Any,

@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from metarec.learning import Run, Silent, Sizes, Training
+from metarec.learning import Descent, NeuralAlgorithm, Run, Silent, Sizes, Training
+from metarec.plugins.algorithms.alpaca import Alpaca
+from metarec.plugins.algorithms.bias import Bias
+from metarec.plugins.algorithms.importance import Importance
 from metarec.plugins.algorithms.maml import MAML
+from metarec.plugins.algorithms.meta_content import MetaContent
+from metarec.plugins.algorithms.reptile import Reptile
 from metarec.tasks import TaskSampler
 from metarec.testing.world import small_world
 
@@ -32,7 +37,7 @@ def learner(training: Training = TRAINING) -> MAML:
     return MAML(size=3, hidden=(4,), training=training)
 
 
-def weights(fitted: MAML) -> torch.Tensor:
+def weights(fitted: NeuralAlgorithm) -> torch.Tensor:
     return torch.cat([weight.detach().flatten() for weight in fitted.network_.parameters()])
 
 
@@ -87,17 +92,52 @@ class _StopsAfter(Silent):
             yield step
 
 
-@pytest.mark.parametrize("epochs", [2, 6])
-def test_stopped_in_either_training_and_resumed_it_ends_the_same(epochs: int, tmp_path: Path):
-    train, checkpoint = small_world().split.train, tmp_path / "maml.checkpoint"
-    training = replace(TRAINING, patience=9)
-    options = {"dropout": 0.3, "training": training, "size": 3, "hidden": (4,)}
-    whole = MAML(**options).fit(train)
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (MAML, {"dropout": 0.3, "hidden": (4,)}),
+        (Alpaca, {}),
+        (Importance, {"draws": 16}),
+        (MetaContent, {"descent": Descent(epochs=1)}),
+    ],
+)
+@pytest.mark.parametrize("epochs", [3, 6])
+def test_stopped_in_either_training_and_resumed_it_ends_the_same(
+    cls: type[NeuralAlgorithm], options: dict[str, Any], epochs: int, tmp_path: Path
+):
+    train, checkpoint = small_world().split.train, tmp_path / "learner.checkpoint"
+    options = {**options, "training": replace(TRAINING, learning_rate=0.003, patience=9), "size": 3}
+    whole = cls(**options).fit(train)
     with pytest.raises(_Stopped):
-        MAML(**options).fit(train, run=Run(progress=_StopsAfter(epochs), checkpoint=checkpoint))
+        cls(**options).fit(train, run=Run(progress=_StopsAfter(epochs), checkpoint=checkpoint))
     torch.rand(3)  # whatever else draws in between
-    resumed = MAML(**options).fit(train, run=Run(checkpoint=checkpoint))
+    again = Hooks()
+    resumed = cls(**options).fit(train, run=Run(checkpoint=checkpoint, hooks=again))
+    assert again.reports[0]["epoch"] > 0, "it goes on from where it was stopped"
     assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("scenario", ["new-user", "new-item", "new-both", "warm"])
+@pytest.mark.parametrize("cls", [MAML, Reptile, Alpaca])
+def test_before_it_learns_anything_it_says_what_the_biases_say(cls: type[NeuralAlgorithm], scenario: str):
+    train, tasks = small_world().split.train, small_world().tasks(scenario)
+    untrained = cls(training=Training(epochs=1, learning_rate=1e-6, held_out=0.0)).fit(train)
+    floor, support = Bias().fit(train), tasks.support.first(0)
+    found, expected = (one.predict(one.adapt(support), tasks.query) for one in (untrained, floor))
+    assert torch.allclose(found.mean, expected.mean, atol=1e-3)
+    assert scenario == "new-both" or expected.mean.std() > 0.01
+
+
+def test_an_untrained_gaussian_head_moves_about_as_the_biases_do():
+    train, tasks = small_world().split.train, small_world().tasks("new-user")
+    untrained = Alpaca(training=Training(epochs=1, learning_rate=1e-6, held_out=0.0)).fit(train)
+    floor = Bias().fit(train)
+    found, expected = (
+        one.predict(one.adapt(tasks.support), tasks.query).mean
+        - one.predict(one.adapt(tasks.support.first(0)), tasks.query).mean
+        for one in (untrained, floor)
+    )
+    assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metarec.data import Side, partner_side
-from metarec.learning import Algorithm, EntityEmbedding, GradientMetaLearner, Training
+from metarec.learning import Algorithm, Biases, EntityEmbedding, GradientMetaLearner, Training
 from metarec.tasks import EntityRows, Ragged, Tasks
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 
@@ -75,7 +75,7 @@ def _least_squares(line: Line) -> Iterator[Check]:
 def _optimum(algorithm: type[GradientMetaLearner]) -> Iterator[Check]:
     """Steps enough to arrive, and a solver exact enough, for the gradient to be that of the minimum itself."""
     # The pull is strong enough that no task's minimum lies on the kink of a ReLU, where there is no derivative.
-    exact = {"inner_steps": 300, "inner_rate": 0.01, "pull": 30.0, "cg_steps": 60}
+    exact = {"inner_steps": 300, "inner_rate": 0.01, "pull": 60.0, "cg_steps": 60}
     line = Line(algorithm, tasks_of("new-user"), **exact)
     expected = line.loss_at_minimum()
     yield Check(
@@ -114,7 +114,10 @@ def _outputs_of(learner: GradientMetaLearner, tasks: Tasks, task: int) -> Tensor
 
     def inputs(partners: EntityRows, partner: Tensor) -> Tensor:
         theirs = _vectors(learner, partner_side(side), partners)[partner]
-        return torch.stack([torch.cat([own, one, own * one]) for one in theirs])
+        biases = _biases(learner, partner_side(side), partners)[partner]
+        return torch.stack(
+            [torch.cat([own, v, own * v, b[None]]) for v, b in zip(theirs, biases, strict=True)]
+        )
 
     head: list[Tensor] = list(learner.towers.heads[side].parameters())
     if owned.stop > owned.start:
@@ -130,6 +133,13 @@ def _vectors(learner: GradientMetaLearner, side: Side, entities: EntityRows) -> 
         return vectors
     own = [embedding.own[row] if row >= 0 else torch.zeros_like(embedding.own[0]) for row in entities.rows]
     return vectors + torch.stack(own)
+
+
+def _biases(learner: GradientMetaLearner, side: Side, entities: EntityRows) -> Tensor:
+    found = Biases(**learner.biases_)
+    own, met = found.bias[side], found.met[side]["mean"]
+    known = [float(own[row]) if row >= 0 and learner.identity else met for row in entities.rows.tolist()]
+    return (found.mean - learner.mean_ + torch.tensor(known, dtype=torch.float64)) / learner.deviation_
 
 
 def _steps(
