@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
 from metarec.learning import Algorithm, ModeLearner, Training
-from metarec.learning.linear_head import AdaptedHead
+from metarec.learning.linear_head import AdaptedHead, BiasHead
 from metarec.tasks import Support, Tasks
 from metarec.testing.oracles.check import Check, derivative_error, distance, fitted, tasks_of
 
@@ -76,20 +76,25 @@ def _mode_error(learner: ModeLearner, tasks: Tasks) -> float:
 def evidence_error(learner: ModeLearner, times: int) -> float:
     """Mean distance of Laplace's evidence from that by quadrature, where each support comes so many times.
 
-    Every second rating of a support is a choice, the others are not. The quadrature is of two numbers θ, on a grid of
-    fourteen deviations of the Gaussian at the mode.
+    Every second rating of a support is a choice, the others are not, and the partners of the first two are liked, the
+    others not: so both numbers of θ, which are weights of the bias and of the constant, are known the better, the more
+    ratings there are. The prior is wide. The quadrature is on a grid of fourteen deviations of the Gaussian at the
+    mode.
     """
     support = tasks_of("new-user", implicit=True).support
     support = support.select((support.counts >= 4).nonzero().flatten()[:4]).first(4)
-    entry = torch.arange(support.partner.numel()).repeat_interleave(times)
+    entry, partners = torch.arange(support.partner.numel()).repeat_interleave(times), support.partner[:4]
     choices = (torch.arange(support.partner.numel()) % 2).to(support.rating)
     support = replace(
         support,
         offsets=support.offsets * times,
-        partner=support.partner[entry],
+        partner=partners[entry % 4],
         rating=choices[entry],
     )
     head = learner.head(support.side)
+    assert isinstance(head, BiasHead)
+    head.log_deviation.zero_()
+    head.baseline.bias[support.partners.rows[partners]] = torch.tensor([1, 1, -1, -1], dtype=torch.float64)
     made = learner.conditioned(support, head.prior_mean(support.entities), head.prior_precision())
     line = torch.linspace(-7, 7, 57, dtype=torch.float64)
     grid = torch.cartesian_prod(line, line)
