@@ -19,6 +19,7 @@ from metarec.learning.amortised import (
     Tokens,
     condition,
 )
+from metarec.learning.amortised_head import AmortisedHeadLearner, HeadReader, Told
 from metarec.learning.biases import Baseline, Biases, fit_biases
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
 from metarec.learning.factor_head import FactorHead, FactorHeadLearner, PlacedHead
@@ -29,7 +30,7 @@ from metarec.learning.likelihood import Likelihood
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
 from metarec.learning.mode import ModeLearner
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Perceptron, Sizes, silent
-from metarec.learning.posterior import Posterior, PosteriorLearner
+from metarec.learning.posterior import GaussianHead, Posterior, PosteriorLearner
 from metarec.learning.run import Progress, Run, Silent
 from metarec.learning.sampling import Draws, Sample, SamplingLearner
 from metarec.learning.training import Trainer, Training, TrainingWarning
@@ -40,6 +41,7 @@ __all__ = [
     "AdaptedHead",
     "AdaptedHeads",
     "Algorithm",
+    "AmortisedHeadLearner",
     "AmortisedLearner",
     "Baseline",
     "Biases",
@@ -54,8 +56,10 @@ __all__ = [
     "FactorHeadLearner",
     "Factorized",
     "Factors",
+    "GaussianHead",
     "Generative",
     "GradientMetaLearner",
+    "HeadReader",
     "Latent",
     "LatentLearner",
     "LatentNetwork",
@@ -80,6 +84,7 @@ __all__ = [
     "Steps",
     "TaskNetwork",
     "Tokens",
+    "Told",
     "Towers",
     "Trainer",
     "Training",

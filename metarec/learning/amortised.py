@@ -183,11 +183,15 @@ class Tokens(nn.Module):
         self.partner, self.rating = nn.Linear(inputs, hidden), nn.Linear(inputs, hidden)
         self.rest = nn.Sequential(nn.ReLU(), Perceptron(hidden, hidden, outputs))
 
-    def forward(self, partners: Seen, surprise: Tensor) -> Tensor:
-        """float [n, outputs]: of each entry, whose rating is `surprise` (float [n]) above the baseline."""
-        plain, scaled = (
-            layer(partners.vectors).index_select(0, partners.place) for layer in (self.partner, self.rating)
-        )
+    def forward(self, partners: Tensor, surprise: Tensor, place: Tensor | None = None) -> Tensor:
+        """float [n, outputs]: of each entry, whose rating is `surprise` (float [n]) above what was expected.
+
+        The vector of its partner stands in its `place` (int64 [n]) of `partners` (float [m, inputs]), by default in the
+        same.
+        """
+        plain, scaled = self.partner(partners), self.rating(partners)
+        if place is not None:
+            plain, scaled = plain.index_select(0, place), scaled.index_select(0, place)
         seen = torch.addcmul(plain, surprise.unsqueeze(1), scaled)
         tokens: Tensor = self.rest(seen)
         return tokens
@@ -407,7 +411,7 @@ class LatentLearner(AmortisedLearner):
         seen = network.partners(support, support.partners, rating, known)
         surprise = rating - seen.expected
         level = network.level(support, surprise, seen)
-        rest = self.read(network, entity, support, network.tokens(seen, surprise))
+        rest = self.read(network, entity, support, network.tokens(seen.vectors, surprise, seen.place))
         mean, precision = (torch.cat(both, 1) for both in zip(level, rest, strict=True))
         return Latent(entity, mean, precision, support.side)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from metarec.learning.algorithm import Adapted
+from metarec.ops import gaussian_posterior
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,27 @@ class Likelihood(Adapted):
     shift: Tensor
     constant: Tensor
 
+    @classmethod
+    def of(cls, features: Tensor, target: Tensor, noise: Tensor, offsets: Tensor) -> Self:
+        """Of ratings ``target = features · z + N(0, noise)``; differentiable.
+
+        Its sums are what an exact posterior with the prior N(0, I) has beside that prior.
+
+        Parameters
+        ----------
+        features : float [n, r]
+        target, noise : float [n]
+        offsets : int64 [T + 1]
+            The ratings of each task.
+        """
+        one = torch.eye(features.shape[1]).to(features)
+        made = gaussian_posterior(features, target, 1 / noise, offsets, torch.zeros_like(one[0]), one)
+        precision = made.cholesky @ made.cholesky.mT
+        shift = (precision @ made.mean.unsqueeze(2)).squeeze(2)
+        log_root = made.cholesky.diagonal(dim1=1, dim2=2).log().sum(1)
+        constant = made.log_evidence + log_root - (shift * made.mean).sum(1) / 2
+        return cls(precision - one, shift, constant)
+
     def __call__(self, points: Tensor) -> Tensor:
         """float [T, s], at `points` (float [s, r] for all tasks, or [T, s, r])."""
         square = (points @ self.precision * points).sum(2)
@@ -37,6 +61,33 @@ class Likelihood(Adapted):
     def gradient(self, points: Tensor) -> Tensor:
         """float [T, s, r]: its gradient in z."""
         return self.shift.unsqueeze(1) - points @ self.precision
+
+    def mean_field(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance, float [T, r] each, of a Gaussian without correlations that starts at the prior, N(0, I).
+
+        With ``Λ = precision + I`` its best variances are ``1/Λᵢᵢ``, and are the metric in which the mean climbs.
+        """
+        variance = 1 / (1 + self.precision.diagonal(dim1=1, dim2=2))
+        return self.climbed(torch.zeros_like(variance), lambda slope: variance * slope, steps), variance
+
+    def climbed(self, start: Tensor, metric: Callable[[Tensor], Tensor], steps: int) -> Tensor:
+        """Where steps up ``log p(S|z) + log N(z; 0, I)`` lead, float [T, r].
+
+        Parameters
+        ----------
+        start : float [T, r]
+        metric : function of float [T, r] to float [T, r]
+            The way to take, of the gradient; symmetric and positive. Each step goes as far as it gains the most.
+        steps : int
+        """
+        mean = start
+        slope = self.shift - start - (self.precision @ start.unsqueeze(2)).squeeze(2)
+        for _ in range(steps):
+            way = metric(slope)
+            bend = way + (self.precision @ way.unsqueeze(2)).squeeze(2)
+            length = (way * slope).sum(1) / (way * bend).sum(1).clamp(min=1e-30)
+            mean, slope = mean + length.unsqueeze(1) * way, slope - length.unsqueeze(1) * bend
+        return mean
 
     def plus(self, other: Likelihood, times: float | Tensor = 1.0) -> Likelihood:
         """That of both supports, the other counted `times` (a number, or float [T])."""

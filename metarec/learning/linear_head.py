@@ -16,7 +16,6 @@ from metarec.learning.algorithm import Adapted, Prediction
 from metarec.learning.biases import Baseline
 from metarec.learning.likelihood import Likelihood
 from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Perceptron, Sizes, distinct, silent
-from metarec.ops import gaussian_posterior
 from metarec.options import Range
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 
@@ -232,20 +231,16 @@ class LinearHeadLearner(NeuralAlgorithm):
         return mean, head.unknown(features, query.owner), noise
 
     def likelihood(self, support: Support) -> Likelihood:
-        """That of each task's support; differentiable.
+        """That of each task's support; differentiable."""
+        return Likelihood.of(*self.observed(support), support.offsets)
 
-        Its sums are what an exact posterior with the prior N(0, I) has beside that prior.
-        """
-        prior = self.head(support.side).prior_mean(support.entities).index_select(0, support.owner)
+    def observed(self, support: Support) -> tuple[Tensor, Tensor, Tensor]:
+        """``R⁻¹φ``, float [n, r], ``r − φᵀm`` and the variance of the noise, float [n], of each support rating."""
+        head = self.head(support.side)
+        prior = head.prior_mean(support.entities).index_select(0, support.owner)
         features, noise = self.features(support.side, support, support.partners)
         surprise = self.standardised(support.rating) - (prior * features).sum(1)
-        white, one = self.head(support.side).whitened(features), torch.eye(self.rank).to(features)
-        made = gaussian_posterior(white, surprise, 1 / noise, support.offsets, one.new_zeros(self.rank), one)
-        precision = made.cholesky @ made.cholesky.mT
-        shift = (precision @ made.mean.unsqueeze(2)).squeeze(2)
-        log_root = made.cholesky.diagonal(dim1=1, dim2=2).log().sum(1)
-        constant = made.log_evidence + log_root - (shift * made.mean).sum(1) / 2
-        return Likelihood(precision - one, shift, constant)
+        return head.whitened(features), surprise, noise
 
     def head(self, side: Side) -> LinearHead:
         """What the tasks of a side share."""

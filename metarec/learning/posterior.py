@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,25 +35,65 @@ class Posterior(AdaptedHead):
         return self.mean
 
     def unknown(self, features: Tensor, owner: Tensor) -> Tensor:
-        # A task's factor serves BLOCK of its features at once; the places that are left in the last block hold 0.
-        lists = Ragged.grouped(owner, len(self.mean))
-        blocks = -(-lists.counts // BLOCK)
-        first = (blocks.cumsum(0) - blocks) * BLOCK
-        slot = torch.arange(len(owner), device=owner.device) + (first - lists.offsets[:-1])[lists.owner]
-        filled = features.new_zeros(int(blocks.sum()) * BLOCK, features.shape[1])
-        filled = filled.index_copy(0, slot, features.index_select(0, lists.partner))
-        task = torch.repeat_interleave(torch.arange(len(blocks), device=owner.device), blocks)
-        half: Tensor = torch.linalg.solve_triangular(
-            self.cholesky.index_select(0, task), filled.view(-1, BLOCK, features.shape[1]).mT, upper=False
-        )
-        square = half.square().sum(1).flatten().index_select(0, slot)
-        return torch.zeros_like(square).index_copy(0, lists.partner, square)
+        def half(block: Tensor, task: Tensor) -> Tensor:
+            cholesky = self.cholesky.index_select(0, task)
+            solved: Tensor = torch.linalg.solve_triangular(cholesky, block.mT, upper=False)
+            return solved.mT
+
+        return _squared(features, owner, len(self.mean), half)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         shape, like = (*self.mean.shape, count), self.mean
         noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
         away: Tensor = torch.linalg.solve_triangular(self.cholesky.mT, noise, upper=True)
         return self.mean + away.movedim(2, 0)
+
+
+@dataclass(frozen=True)
+class GaussianHead(AdaptedHead):
+    """Each task's head, θ ~ N(mean, FFᵀ).
+
+    Parameters
+    ----------
+    mean : float [T, r]
+    factor : float [T, r, c]
+        F.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def mean_head(self) -> Tensor:
+        return self.mean
+
+    def unknown(self, features: Tensor, owner: Tensor) -> Tensor:
+        def half(block: Tensor, task: Tensor) -> Tensor:
+            return block @ self.factor.index_select(0, task)
+
+        return _squared(features, owner, len(self.mean), half)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        shape, like = (len(self.mean), self.factor.shape[2], count), self.mean
+        noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        return self.mean + (self.factor @ noise).movedim(2, 0)
+
+
+def _squared(features: Tensor, owner: Tensor, tasks: int, half: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """float [n]: squared lengths of what `half` makes of features (float [n, r]) of tasks `owner` (int64 [n]).
+
+    `half` maps blocks, float [b, BLOCK, r], of one task (int64 [b]) each: a task's factor serves BLOCK of its features
+    at once. The places that are left in its last block hold 0.
+    """
+    lists = Ragged.grouped(owner, tasks)
+    blocks = -(-lists.counts // BLOCK)
+    first = (blocks.cumsum(0) - blocks) * BLOCK
+    slot = torch.arange(len(owner), device=owner.device) + (first - lists.offsets[:-1])[lists.owner]
+    filled = features.new_zeros(int(blocks.sum()) * BLOCK, features.shape[1])
+    filled = filled.index_copy(0, slot, features.index_select(0, lists.partner))
+    task = torch.repeat_interleave(torch.arange(tasks, device=owner.device), blocks)
+    made = half(filled.view(-1, BLOCK, features.shape[1]), task)
+    square = made.square().sum(2).flatten().index_select(0, slot)
+    return torch.zeros_like(square).index_copy(0, lists.partner, square)
 
 
 class PosteriorLearner(LinearHeadLearner):

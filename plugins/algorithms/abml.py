@@ -76,15 +76,7 @@ class ABML(LinearHeadLearner):
 
     def climbed(self, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
         """Mean and variance of z, float [T, r] each, after the steps."""
-        precision = likelihood.precision + torch.eye(self.rank).to(likelihood.precision)
-        variance = 1 / precision.diagonal(dim1=1, dim2=2)
-        mean, slope = torch.zeros_like(likelihood.shift), likelihood.shift
-        for _ in range(self.inner_steps):
-            way = variance * slope
-            bend = (precision @ way.unsqueeze(2)).squeeze(2)
-            length = (way * slope).sum(1) / (way * bend).sum(1).clamp(min=1e-30)
-            mean, slope = mean + length.unsqueeze(1) * way, slope - length.unsqueeze(1) * bend
-        return mean, variance
+        return likelihood.mean_field(self.inner_steps)
 
     @classmethod
     def oracles(cls) -> Iterator[Check]:

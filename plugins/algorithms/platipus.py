@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 import torch
@@ -11,36 +10,10 @@ from torch import Tensor, nn
 
 from metarec import Algorithm, Range, Tasks, hookimpl
 from metarec.data import SIDES, Side
-from metarec.learning import AdaptedHead, Likelihood, LinearHeadLearner, Sizes, Training
+from metarec.learning import GaussianHead, Likelihood, LinearHeadLearner, Sizes, Training
 from metarec.tasks import Support
 from metarec.testing.oracles import pushed
 from metarec.testing.oracles.check import Check
-
-
-@dataclass(frozen=True)
-class Pushed(AdaptedHead):
-    """Each task's head, θ ~ N(mean, FFᵀ).
-
-    Parameters
-    ----------
-    mean : float [T, r]
-    factor : float [T, r, r]
-        F.
-    """
-
-    mean: Tensor
-    factor: Tensor
-
-    def mean_head(self) -> Tensor:
-        return self.mean
-
-    def unknown(self, features: Tensor, owner: Tensor) -> Tensor:
-        return (features.unsqueeze(1) @ self.factor.index_select(0, owner)).square().sum((1, 2))
-
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        shape, like = (*self.mean.shape, count), self.mean
-        noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-        return self.mean + (self.factor @ noise).movedim(2, 0)
 
 
 class Rates(nn.Module):
@@ -115,13 +88,13 @@ class Platipus(LinearHeadLearner):
         return network
 
     @torch.no_grad()
-    def adapt(self, support: Support) -> Pushed:
+    def adapt(self, support: Support) -> GaussianHead:
         """The law of each task's head after the steps."""
         head, likelihood = self.head(support.side), self.likelihood(support)
         prior, share = head.prior_mean(support.entities), self._share(support)
         step, shift, _ = self.rates(support.side)()
         mean, factor = self._pushed(likelihood, step * share, shift * share * likelihood.shift)
-        return Pushed(prior, support.side, prior + head.away(mean), head.away(factor.mT).mT)
+        return GaussianHead(prior, support.side, prior + head.away(mean), head.away(factor.mT).mT)
 
     def loss(self, tasks: Tasks) -> Tensor:
         """The bound's negative, per rating of the query."""

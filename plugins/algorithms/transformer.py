@@ -165,7 +165,7 @@ class Transformer(AmortisedLearner):
         entity, rating = network.entities(support.entities), self.standardised(support.rating)
         seen = network.partners(support, support.partners, rating, known)
         surprise = rating - seen.expected
-        rows = torch.cat([network.head(entity), network.tokens(seen, surprise)])
+        rows = torch.cat([network.head(entity), network.tokens(seen.vectors, surprise, seen.place)])
         memory = network.layers.read(rows, Places(support, first=1))
         mean, precision = network.level(support, surprise, seen)
         deviation = network.baseline.prior_deviation

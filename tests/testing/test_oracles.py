@@ -14,6 +14,7 @@ from metarec.plugins.algorithms.alpaca import Alpaca
 from metarec.plugins.algorithms.anil import ANIL
 from metarec.plugins.algorithms.bmaml import BMAML
 from metarec.plugins.algorithms.ensemble import Ensemble
+from metarec.plugins.algorithms.hypernet import Hypernet
 from metarec.plugins.algorithms.ials import IALS
 from metarec.plugins.algorithms.imaml import IMAML
 from metarec.plugins.algorithms.importance import Importance
@@ -30,6 +31,7 @@ from metarec.plugins.algorithms.mwuf import MWUF
 from metarec.plugins.algorithms.platipus import Platipus
 from metarec.plugins.algorithms.reptile import Reptile
 from metarec.plugins.algorithms.transformer import Transformer
+from metarec.plugins.algorithms.versa import Versa
 from metarec.testing import Check, verify
 
 
@@ -250,7 +252,54 @@ class ForgetsItsRatings(Transformer):
         return super().context(replace(support, rating=torch.full_like(support.rating, self.mean_)), known)
 
 
+class DeviationsForVariances(Versa):
+    def read(self, reader, told):
+        return told.mean, torch.diag_embed(1 / told.precision)
+
+
+class DividesByTheVariance(Versa):
+    def observed(self, support):
+        features, surprise, noise = super().observed(support)
+        return features, surprise, noise.square()
+
+
+class AddsWithoutRatings(Versa):
+    def told(self, support):
+        told = super().told(support)
+        return told._replace(mean=told.mean + 1e-6 * told.precision)
+
+
+class ForgetsAsItReads(Versa):
+    def read(self, reader, told):
+        return told.mean, torch.diag_embed(told.precision.sqrt())
+
+
+class LosesTheColumns(Hypernet):
+    def read(self, reader, told):
+        mean, root = super().read(reader, told)
+        return mean, root[..., self.columns :]
+
+
+class StepsDownhill(Hypernet):
+    def read(self, reader, told):
+        mean, root = super().read(reader, told)
+        return 2 * told.mean - mean, root
+
+
+class StepsWithoutTheMetric(Hypernet):
+    def read(self, reader, told):
+        _, root = super().read(reader, told)
+        return told.likelihood.climbed(told.mean, lambda slope: slope, self.inner_steps), root
+
+
 WRONG = [
+    DeviationsForVariances,
+    DividesByTheVariance,
+    AddsWithoutRatings,
+    ForgetsAsItReads,
+    LosesTheColumns,
+    StepsDownhill,
+    StepsWithoutTheMetric,
     QueriesSeeEachOther,
     ForgetsItsRatings,
     DropsTheSecondOrder,

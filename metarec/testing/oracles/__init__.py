@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from metarec.learning import (
     Algorithm,
+    AmortisedHeadLearner,
     AmortisedLearner,
     FactorHeadLearner,
     GradientMetaLearner,
@@ -20,7 +21,16 @@ from metarec.learning import (
     SamplingLearner,
     Updatable,
 )
-from metarec.testing.oracles import amortised, factor_head, gradient, mode, posterior, sampling, updatable
+from metarec.testing.oracles import (
+    amortised,
+    amortised_head,
+    factor_head,
+    gradient,
+    mode,
+    posterior,
+    sampling,
+    updatable,
+)
 from metarec.testing.oracles.check import Check, distance
 
 __all__ = ["ORACLES", "Check", "HasOracles", "distance", "verify"]
@@ -30,6 +40,7 @@ Checks = Callable[[type[Algorithm]], Iterator[Check]]
 ORACLES: tuple[tuple[type, Checks], ...] = (
     (FactorHeadLearner, factor_head.checks),
     (GradientMetaLearner, gradient.checks),
+    (AmortisedHeadLearner, amortised_head.checks),
     (AmortisedLearner, amortised.checks),
     (LatentLearner, amortised.latent_checks),
     (ModeLearner, mode.checks),

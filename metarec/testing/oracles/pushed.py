@@ -40,7 +40,7 @@ def checks(algorithm: type[LinearHeadLearner]) -> Iterator[Check]:
     yield Check("gradient is the slope of the loss", derivative_error(learner, tasks), 1e-6)
 
 
-def _density(learner: LinearHeadLearner, support: Support, task: int) -> Callable[[Tensor], Tensor]:
+def log_density(learner: LinearHeadLearner, support: Support, task: int) -> Callable[[Tensor], Tensor]:
     """``log p(S|z)`` of one task as a function of z (float [r])."""
     head, mine = learner.head(support.side), support.owner == task
     with torch.no_grad():
@@ -68,13 +68,13 @@ def _rate(learner: LinearHeadLearner, support: Support, task: int, which: int) -
 
 
 def _start(learner: LinearHeadLearner, support: Support, task: int, which: int) -> Tensor:
-    slope = _slope(_density(learner, support, task), torch.zeros(SMALL["rank"], dtype=torch.float64))
+    slope = _slope(log_density(learner, support, task), torch.zeros(SMALL["rank"], dtype=torch.float64))
     return _rate(learner, support, task, which) * slope
 
 
 def _pushed(learner: LinearHeadLearner, support: Support, task: int, start: Tensor) -> tuple[Tensor, Tensor]:
     """Where the steps lead from `start`, and by how much further from one along each axis, as columns."""
-    density, rate = _density(learner, support, task), _rate(learner, support, task, STEP)
+    density, rate = log_density(learner, support, task), _rate(learner, support, task, STEP)
     ends = []
     for point in (start, *(start + axis for axis in torch.eye(len(start), dtype=start.dtype))):
         for _ in range(SMALL["inner_steps"]):
@@ -109,7 +109,7 @@ def _loss(learner: LinearHeadLearner, tasks: Tasks) -> Tensor:
         start = _start(learner, answers, task, SHIFT_OF_QUERY)
         mean, factor = _pushed(learner, support, task, start)
         away = len(mean) ** 0.5 * (factor * deviation).T
-        density = _density(learner, answers, task)
+        density = log_density(learner, answers, task)
         ends = [density(mean + sign * axis) for axis in away for sign in (1, -1)]
         before = MultivariateNormal(_start(learner, support, task, SHIFT), torch.eye(3).double())
         divergence = kl_divergence(MultivariateNormal(start, torch.diag(deviation.square())), before)

@@ -1,0 +1,12 @@
+"""The contract and the known answers, for `hypernet`."""
+
+from metarec.learning import Training
+from metarec.plugins.algorithms.hypernet import Hypernet
+from metarec.testing import AlgorithmConformance
+
+SMALL = {"size": 4, "rank": 4, "hidden": 8, "training": Training(epochs=2)}
+
+
+class TestConformance(AlgorithmConformance):
+    algorithm = Hypernet
+    options = SMALL
