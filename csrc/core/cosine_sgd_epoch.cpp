@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "metarec/bfloat16.h"
+#include "metarec/sgd_order.h"
 #include "row_groups.h"
 
 namespace metarec {
@@ -39,52 +40,18 @@ struct Head {
 namespace metarec {
 namespace {
 
-constexpr std::uint64_t mix(std::uint64_t value) {
-  value = (value ^ value >> 30) * 0xbf58476d1ce4e5b9;
-  value = (value ^ value >> 27) * 0x94d049bb133111eb;
-  return value ^ value >> 31;
-}
-
-// SplitMix64 (Steele, Lea and Flood 2014): every use has a stream of its own, so that they can run at once.
-class Random {
- public:
-  Random(std::uint64_t seed, std::uint64_t stream) : state_(mix(seed ^ mix(stream + kStep))) {}
-
-  std::uint64_t below(std::uint64_t limit) { return (mix(state_ += kStep) >> 32) * limit >> 32; }
-
-  template <class Value>
-  void shuffle(std::span<Value> values) {
-    for (std::uint64_t left = values.size(); left > 1; --left) std::swap(values[left - 1], values[below(left)]);
-  }
-
- private:
-  static constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15;
-  std::uint64_t state_;
-};
-
-constexpr std::uint64_t kUserStream = 0, kItemStream = 1, kRoundStream = 2, kBlockStreams = 3;
-
-// How many groups users and items are cut into. It depends on the ratings alone, not on the threads: blocks of at least
-// 512 ratings, and a power of two, so that threads get equal shares.
-std::int64_t group_count(std::int64_t ratings) {
-  constexpr std::uint64_t least_block = 512, most_groups = 64;
-  std::uint64_t groups = 1;
-  while (groups < most_groups && 4 * groups * groups * least_block <= static_cast<std::uint64_t>(ratings)) groups *= 2;
-  return static_cast<std::int64_t>(groups);
-}
-
 // Gives each row a group, at random but so that groups have about as many ratings each.
 std::vector<std::uint8_t> groups_of(std::span<const std::uint32_t> named, std::int64_t rows, std::int64_t groups,
-                                    Random random) {
+                                    const Shuffle& shuffle) {
   std::vector<std::uint32_t> counts(static_cast<std::size_t>(rows)), order(counts.size());
   for (const std::uint32_t row : named) ++counts[row];
   std::iota(order.begin(), order.end(), 0u);
-  random.shuffle(std::span(order));
+  shuffle(std::span(order));
   std::vector<std::uint8_t> group(counts.size());
-  std::uint64_t before = 0;
+  std::int64_t before = 0;
   for (const std::uint32_t row : order) {
     if (counts[row] == 0) continue;
-    group[row] = static_cast<std::uint8_t>(before * static_cast<std::uint64_t>(groups) / named.size());
+    group[row] = static_cast<std::uint8_t>(sgd_group(before, groups, std::ssize(named)));
     before += counts[row];
   }
   return group;
@@ -95,7 +62,7 @@ template <class Real>
 class Blocks {
  public:
   Blocks(const Factorization<Real>& model, const Ratings<Real>& ratings, std::uint64_t seed, const Parallel& parallel)
-      : groups_(group_count(std::ssize(ratings.values))) {
+      : groups_(sgd_groups(std::ssize(ratings.values))) {
     const std::int64_t count = std::ssize(ratings.values);
     const auto users = checked_rows(ratings.users, std::ssize(model.user_biases), "cosine_sgd_epoch_: users", parallel);
     const auto items = checked_rows(ratings.items, std::ssize(model.item_biases), "cosine_sgd_epoch_: items", parallel);
@@ -103,8 +70,8 @@ class Blocks {
     std::vector<std::uint8_t> user_group, item_group;
     parallel.run(2, [&](std::int64_t side) {
       (side == 0 ? user_group : item_group) =
-          side == 0 ? groups_of(user_rows, std::ssize(model.user_biases), groups_, Random(seed, kUserStream))
-                    : groups_of(item_rows, std::ssize(model.item_biases), groups_, Random(seed, kItemStream));
+          side == 0 ? groups_of(user_rows, std::ssize(model.user_biases), groups_, Shuffle(seed, kUserStream))
+                    : groups_of(item_rows, std::ssize(model.item_biases), groups_, Shuffle(seed, kItemStream));
     });
     const auto block_of = [&](std::int64_t i) {
       return static_cast<std::uint16_t>(user_group[user_rows[i]] * groups_ + item_group[item_rows[i]]);
@@ -173,18 +140,15 @@ double cosine_sgd_epoch(const Factorization<Real>& model, const Ratings<Real>& r
   check_values(ratings.values, options.loss);
   Blocks<Real> blocks(model, ratings, options.seed, parallel);
   const std::int64_t groups = blocks.groups();
-  std::vector<std::int64_t> rounds(static_cast<std::size_t>(groups));
-  std::iota(rounds.begin(), rounds.end(), 0);
-  Random(options.seed, kRoundStream).shuffle(std::span(rounds));
-  std::vector<Head<Real>> heads(rounds.size());
-  std::vector<double> losses(rounds.size());
+  std::vector<Head<Real>> heads(static_cast<std::size_t>(groups));
+  std::vector<double> losses(heads.size());
   double loss = 0;
-  for (const std::int64_t offset : rounds) {
+  for (const std::int64_t diagonal : sgd_rounds(groups, options.seed)) {
     std::ranges::fill(heads, Head<Real>{model.head[0], model.head[1]});
     parallel.run(groups, [&](std::int64_t group) {
-      const std::int64_t index = group * groups + (group + offset) % groups;
+      const std::int64_t index = sgd_block(group, diagonal, groups);
       const std::span<Rating<Real>> block = blocks.block(index);
-      Random(options.seed, kBlockStreams + static_cast<std::uint64_t>(index)).shuffle(block);
+      Shuffle(options.seed, kBlockStreams + static_cast<std::uint64_t>(index))(block);
       const auto slot = static_cast<std::size_t>(group);
       losses[slot] = METAREC_DISPATCH(run_block<Real>(model, options, block, heads[slot]));
     });

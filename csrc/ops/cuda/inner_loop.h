@@ -3,14 +3,9 @@
 
 #include <cstdint>
 
+#include "metarec/host_device.h"
 #include "metarec/inner_loop.h"
 #include "stream.h"
-
-#ifdef __CUDACC__
-#define METAREC_HOST_DEVICE __host__ __device__
-#else
-#define METAREC_HOST_DEVICE
-#endif
 
 namespace metarec::cuda {
 

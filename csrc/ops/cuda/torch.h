@@ -1,4 +1,4 @@
-// What the torch half of the CUDA ops shares: the device and the stream of a call, and torch's own sort.
+// What the torch half of the CUDA ops shares: the device and the stream of a call, and torch's own sort and sums.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -41,16 +41,34 @@ inline cuda::Rows device_rows(const Tensor& rows) {
   return {rows.const_data_ptr(), rows.scalar_type() == ScalarType::Long};
 }
 
-// Rows in ascending order, in 32 bits, and the place that each had; equal rows in the order that they had.
-inline std::tuple<Tensor, Tensor> sorted_rows(const cuda::Stream& stream, const Tensor& rows, std::int64_t table_rows) {
+// Rows in 32 bits, checked.
+inline Tensor narrow_rows(const cuda::Stream& stream, const Tensor& rows, std::int64_t table_rows) {
   STD_TORCH_CHECK(table_rows < std::int64_t{1} << 31, "a table on CUDA has at most 2147483647 rows, got ", table_rows);
   const Tensor narrow = torch::stable::new_empty(rows, {rows.numel()}, ScalarType::Int);
   cuda::narrow_rows(stream, device_rows(rows), rows.numel(), table_rows, mutable_data<std::int32_t>(narrow));
-  std::array<StableIValue, 4> stack{torch::stable::detail::from(narrow),
+  return narrow;
+}
+
+// Values in ascending order, and the place that each had; equal ones in the order that they had.
+inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& values) {
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(values),
                                     torch::stable::detail::from(std::optional<bool>(true)),
                                     torch::stable::detail::from(std::int64_t{0}), torch::stable::detail::from(false)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+}
+
+// Rows in ascending order, in 32 bits, and the place that each had; equal rows in the order that they had.
+inline std::tuple<Tensor, Tensor> sorted_rows(const cuda::Stream& stream, const Tensor& rows, std::int64_t table_rows) {
+  return stable_sort(narrow_rows(stream, rows, table_rows));
+}
+
+// The sum of each value and all before it, of integers in 64 bits.
+inline Tensor running_sums(const Tensor& values) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(values), torch::stable::detail::from(std::int64_t{0}),
+                                    torch::stable::detail::from(std::optional<ScalarType>())};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // The distinct rows of a sorted list, in 64 bits, and for each place in the list which of them it is. How many there are
