@@ -85,6 +85,9 @@ def cosine_sgd_epoch_(
     without locks (Gemulla et al. 2011). All share the scale and the bias: each block moves its own copy, and after
     a round these move by the mean. The grid depends on the number of ratings alone, so that the result is the same
     for any number of threads.
+
+    On CUDA the order is the same. An error of the values cannot be raised without waiting for the device: a row that is
+    not in its table, or a rating that is none, stops it by a device-side assertion.
     """
     head_lr = lr if head_lr is None else head_lr
     _check_options(lr, l2, head_lr, similarity, loss, seed)

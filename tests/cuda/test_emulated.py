@@ -22,7 +22,15 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "csrc/testing").exists(), reason="not in a source tree"),
 ]
 
-PROGRAMS = ["simt", "cosine_scores", "cosine_topk", "embedding_update_", "gaussian_posterior", "inner_loop"]
+PROGRAMS = [
+    "simt",
+    "cosine_scores",
+    "cosine_sgd_epoch_",
+    "cosine_topk",
+    "embedding_update_",
+    "gaussian_posterior",
+    "inner_loop",
+]
 # The core's sources that a program compares with, compiled without sanitizers: they have tests of their own.
 CORE = {"inner_loop": ["inner_loop.cpp", "isa.cpp"]}
 
@@ -67,6 +75,15 @@ PLANTED = [
         "run_end(updates.rows, begin, min(begin + kUpdateChunk - 1, updates.count));",
         "does not hold",
     ),
+    (
+        "cosine_sgd_epoch__kernel.cuh",
+        "    __syncwarp();\n    const StepSlope",
+        "    const StepSlope",
+        "does not hold",
+    ),
+    ("cosine_sgd_epoch__kernel.cuh", "shares = own >= left;", "shares = own > left;", "does not hold"),
+    # What holds only where swaps are followed back in their order, which lists do not keep.
+    ("cosine_sgd_epoch__kernel.cuh", "nearest = min(nearest, swap);", "nearest = swap;", "was not written"),
     (
         "inner_loop_kernel.cuh",
         "        __syncthreads();\n        if (begin + kTileDepth < product.depth)",

@@ -190,6 +190,19 @@ def test_zero_vectors_stay_and_harm_nothing(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_too_short_to_have_a_direction_do_not_turn(dtype):
+    args = problem(3, 3, 4, 60, dtype)
+    args[0][1] *= 1e-13
+    args[1][2] *= 1e-13
+    before, doubles = copies(args), copies(args, torch.float64)
+    cosine_sgd_epoch_(*args, lr=0.1, seed=1)
+    reference.cosine_sgd_epoch_(*doubles, 0.1, 0.0, True, False, 1, 0.1)
+    assert torch.equal(args[0][1], before[0][1]) and torch.equal(args[1][2], before[1][2])
+    for got, wanted in zip(args[:5], doubles[:5], strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cosine", [False, True])
 def test_opcheck(dtype, cosine):
     args = problem(4, 3, 5, 12, dtype)
