@@ -99,7 +99,7 @@ class Towers(nn.Module):
     outputs : int
         1, or 2 for a mean and a log variance.
     identity : bool
-        Whether known entities have embeddings of their own beside those of their attributes, and known partners biases.
+        Whether known entities have embeddings of their own beside those of their attributes.
     dropout : float
         Share of the features that are left out in training.
     """
@@ -126,7 +126,6 @@ class Towers(nn.Module):
                 for side, (count, columns) in entities.items()
             }
         )
-        self.identity = identity
         self.baselines = nn.ModuleDict(baselines)
         widths = [3 * size + 1, *hidden, outputs]
         heads = {side: [nn.Linear(a, b) for a, b in pairwise(widths)] for side in entities}
@@ -144,8 +143,7 @@ class Towers(nn.Module):
         named, place = distinct(lists.partner)
         chosen = partners.select(named)
         partner = self.entities(partner_side(side), chosen).index_select(0, place)
-        rows = chosen.rows if self.identity else torch.full_like(chosen.rows, -1)
-        bias = self.baselines[side](rows)[0].index_select(0, place)
+        bias = self.baselines[side](chosen.rows)[0].index_select(0, place)
         own = entity.index_select(0, lists.owner)
         return torch.cat([own, partner, own * partner, bias.unsqueeze(1)], 1)
 
@@ -196,7 +194,7 @@ class GradientMetaLearner(NeuralAlgorithm):
     adapt_layers : "all" or "last"
         Which layers of the head take steps, default all.
     identity : bool
-        Whether known entities have embeddings beside those of their attributes, and biases, default True.
+        Whether known entities have embeddings beside those of their attributes, default True.
     trains_by : "query", "displacement" or "optimum"
         What moves the starting point: the gradient of the query's loss through the steps, where the steps lead, or that
         gradient through the optimum that the steps approach.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarec.learning import GradientMetaLearner, Run, Sizes
+from metarec.learning import Baseline, GradientMetaLearner, Run, Sizes
 from metarec.plugins.algorithms.anil import ANIL
 from metarec.plugins.algorithms.fomaml import FOMAML
 from metarec.plugins.algorithms.maml import MAML
@@ -63,8 +64,10 @@ class _Plain(MAML):
 
 
 @pytest.mark.parametrize("cls", LEARNERS)
-def test_only_melu_takes_known_entities_for_new_ones(cls: type[GradientMetaLearner]):
+def test_but_for_their_biases_only_melu_takes_known_entities_for_new_ones(cls: type[GradientMetaLearner]):
     learner, tasks = moved(cls), tasks_of("warm")
+    for baseline in learner.towers.baselines.values():
+        cast(Baseline, baseline).bias.fill_(0.3)
     known = learner.predict(learner.adapt(tasks.support), tasks.query).mean
     support, query = (
         replace(lists, partners=replace(lists.partners, rows=torch.full_like(lists.partners.rows, -1)))

@@ -15,6 +15,7 @@ from metarec.plugins.algorithms.alpaca import Alpaca
 from metarec.plugins.algorithms.bias import Bias
 from metarec.plugins.algorithms.importance import Importance
 from metarec.plugins.algorithms.maml import MAML
+from metarec.plugins.algorithms.melu import MeLU
 from metarec.plugins.algorithms.meta_content import MetaContent
 from metarec.plugins.algorithms.reptile import Reptile
 from metarec.tasks import TaskSampler
@@ -118,7 +119,7 @@ def test_stopped_in_either_training_and_resumed_it_ends_the_same(
 
 
 @pytest.mark.parametrize("scenario", ["new-user", "new-item", "new-both", "warm"])
-@pytest.mark.parametrize("cls", [MAML, Reptile, Alpaca])
+@pytest.mark.parametrize("cls", [MAML, MeLU, Reptile, Alpaca])
 def test_before_it_learns_anything_it_says_what_the_biases_say(cls: type[NeuralAlgorithm], scenario: str):
     train, tasks = small_world().split.train, small_world().tasks(scenario)
     untrained = cls(training=Training(epochs=1, learning_rate=1e-6, held_out=0.0)).fit(train)

@@ -138,7 +138,7 @@ def _vectors(learner: GradientMetaLearner, side: Side, entities: EntityRows) -> 
 def _biases(learner: GradientMetaLearner, side: Side, entities: EntityRows) -> Tensor:
     found = Biases(**learner.biases_)
     own, met = found.bias[side], found.met[side]["mean"]
-    known = [float(own[row]) if row >= 0 and learner.identity else met for row in entities.rows.tolist()]
+    known = [float(own[row]) if row >= 0 else met for row in entities.rows.tolist()]
     return (found.mean - learner.mean_ + torch.tensor(known, dtype=torch.float64)) / learner.deviation_
 
 
