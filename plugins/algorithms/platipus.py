@@ -17,7 +17,10 @@ from metarec.testing.oracles.check import Check
 
 
 class Rates(nn.Module):
-    """What the tasks of one side learn to step by; all rates begin at 0.1.
+    """What the tasks of one side learn to step by.
+
+    All rates begin at 1: training moves them slowly, and a few steps are to come near the posterior of a head that a
+    rating says less of than the prior.
 
     Parameters
     ----------
@@ -31,7 +34,7 @@ class Rates(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
         """α, γ and γ'."""
-        step, shift, shift_of_query = (0.1 * self.log_rates.exp()).unbind()
+        step, shift, shift_of_query = self.log_rates.exp().unbind()
         return step, shift, shift_of_query
 
 
@@ -53,7 +56,7 @@ class Platipus(LinearHeadLearner):
 
     Parameters
     ----------
-    inner_steps : int, default 5
+    inner_steps : int, default 10
         Steps K.
     prior_ratings : float, default 10
         What the start weighs in a support, in ratings, c.
@@ -71,7 +74,7 @@ class Platipus(LinearHeadLearner):
     def __init__(
         self,
         *,
-        inner_steps: Annotated[int, Range(0, 1000)] = 5,
+        inner_steps: Annotated[int, Range(0, 1000)] = 10,
         prior_ratings: Annotated[float, Range(0.0, 1e6)] = 10.0,
         training: Training = Training(epochs=10, l2=1e-3),
         **options: Any,
