@@ -30,6 +30,13 @@ double number(Stored value) {
 }
 
 template <class Stored>
+std::vector<double> numbers(const std::vector<Stored>& values) {
+  std::vector<double> result;
+  for (const Stored value : values) result.push_back(number(value));
+  return result;
+}
+
+template <class Stored>
 std::vector<Stored> stored_normal(std::int64_t count, unsigned seed) {
   std::vector<Stored> values;
   for (const double value : normal<double>(count, seed)) values.push_back(stored<Stored>(value));

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "checks.h"
+#include "cosine_scores_by_hand.h"
 
 namespace {
 
@@ -29,6 +30,13 @@ double number(Stored value) {
   } else {
     return value;
   }
+}
+
+template <class Stored>
+std::vector<double> numbers(const std::vector<Stored>& values) {
+  std::vector<double> result;
+  for (const Stored value : values) result.push_back(number(value));
+  return result;
 }
 
 template <class Stored>
@@ -94,23 +102,9 @@ void test_scores_and_gradients(double tolerance) {
        {std::array<std::int64_t, 4>{1, 1, 1, 1}, {5, 4, 3, 0}, {5, 4, 0, 3}, {40, 7, 33, 900}, {3, 50, 64, 2000}}) {
     Problem<Stored> problem(left_count, right_count, dim, pairs);
     problem.score();
-    std::vector<double> expected(problem.left.size());
-    for (std::int64_t pair = 0; pair < pairs; ++pair) {
-      const std::int64_t row = problem.left_rows[pair];
-      const Stored* u = problem.left.data() + row * dim;
-      const Stored* v = problem.right.data() + problem.right_rows[pair] * dim;
-      double product = 0, left_square = 0, right_square = 0;
-      for (std::int64_t d = 0; d < dim; ++d) {
-        product += number(u[d]) * number(v[d]);
-        left_square += number(u[d]) * number(u[d]);
-        right_square += number(v[d]) * number(v[d]);
-      }
-      const double norms = std::sqrt(left_square) * std::sqrt(right_square), score = dim > 0 ? product / norms : 0;
-      CHECK(std::abs(problem.scores[pair] - score) < tolerance);
-      for (std::int64_t d = 0; d < dim; ++d) {
-        expected[row * dim + d] += problem.gradient[pair] * (number(v[d]) / norms - score * number(u[d]) / left_square);
-      }
-    }
+    const auto [scores, expected] = cosines_by_hand(dim, numbers(problem.left), numbers(problem.right),
+                                                    problem.left_rows, problem.right_rows, problem.gradient);
+    for (std::int64_t pair = 0; pair < pairs; ++pair) CHECK(std::abs(problem.scores[pair] - scores[pair]) < tolerance);
     const std::vector<Stored> table = problem.dense();
     const double rounding = sizeof(Stored) == sizeof(BFloat16) ? 0x1p-8 : 0;
     for (std::size_t i = 0; i < table.size(); ++i) {

@@ -1,11 +1,8 @@
 // The search against sorting all scores.
 #include "metarec/cosine_topk.h"
 
-#include <algorithm>
-#include <limits>
-#include <numeric>
-
 #include "checks.h"
+#include "cosine_topk_by_hand.h"
 
 namespace {
 
@@ -61,32 +58,14 @@ std::vector<Real> integers(std::int64_t count, unsigned seed) {
 template <class Real>
 Best<Real> sort_all(const std::vector<Real>& queries, std::int64_t count, const Items<Real>& items, std::int64_t k,
                     const metarec::Excluded& excluded, Similarity similarity) {
-  const std::int64_t dim = items.dim, rows = std::ssize(items.norms);
   Best<Real> best;
   for (std::int64_t q = 0; q < count; ++q) {
-    const auto dot = [dim](const Real* left, const Real* right) {
-      double total = 0;
-      for (std::int64_t d = 0; d < dim; ++d) total += static_cast<double>(left[d]) * right[d];
-      return total;
-    };
-    const Real* query = queries.data() + q * dim;
-    std::vector<Real> scores;
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const Real* item = items.values.data() + row * dim;
-      double score = dot(query, item);
-      if (similarity == Similarity::cosine) {
-        score /= std::max(std::sqrt(dot(query, query)), 1e-12) * std::max(std::sqrt(dot(item, item)), 1e-12);
-      }
-      scores.push_back(static_cast<Real>(score));
-    }
-    std::vector<std::int64_t> order(rows);
-    std::iota(order.begin(), order.end(), 0);
-    for (std::int64_t j = excluded.offsets[q]; j < excluded.offsets[q + 1]; ++j) std::erase(order, excluded.rows[j]);
-    std::ranges::stable_sort(order, [&](std::int64_t a, std::int64_t b) { return scores[a] > scores[b]; });
-    for (std::int64_t i = 0; i < k; ++i) {
-      const bool there = i < std::ssize(order);
-      best.rows.push_back(there ? order[i] : -1);
-      best.scores.push_back(there ? scores[order[i]] : -std::numeric_limits<Real>::infinity());
+    const std::int64_t begin = excluded.offsets[q], end = excluded.offsets[q + 1];
+    for (const auto& [score, row] : best_by_hand(queries.data() + q * items.dim, items.values, std::ssize(items.norms),
+                                                 items.dim, k, similarity == Similarity::cosine,
+                                                 excluded.rows.subspan(begin, end - begin))) {
+      best.scores.push_back(score);
+      best.rows.push_back(row);
     }
   }
   return best;
