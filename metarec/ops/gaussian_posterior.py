@@ -131,6 +131,10 @@ def gaussian_update(
     ValueError
         If shapes or types do not fit, a precision is not finite, or a posterior precision would no longer be positive
         definite (the message names the task).
+
+    Notes
+    -----
+    On CUDA an error of the values cannot be raised without waiting for the device: the mean of that task is NaN.
     """
     _check_matrix("gaussian_update", "mean", mean)
     tasks, rank = mean.shape

@@ -1,46 +1,32 @@
-// The kernels of gaussian_posterior against the same written out in double precision.
+// The kernels of gaussian_posterior, its gradients and its updates against the same written out in double precision.
 #include "ops/cuda/gaussian_posterior_kernel.cuh"
 
-#include <numbers>
-
 #include "cuda/emulated.h"
+#include "native/posterior_by_hand.h"
 
 namespace {
 
 namespace cuda = metarec::cuda;
 
-struct Reference {
-  std::vector<double> mean, cholesky;
-  double log_evidence;
-};
+template <class Value>
+std::vector<Value> copied(std::span<const Value> values) {
+  return {values.begin(), values.end()};
+}
 
 template <class Real>
-struct Problem {
-  std::int64_t rank;
-  std::vector<std::int64_t> offsets{0};
-  bool own_mean, own_precision;
-  std::vector<Real> features, targets, precision, prior_mean, prior_precision;
+struct Problem : PosteriorProblem<Real> {
+  using PosteriorProblem<Real>::PosteriorProblem;
+  using PosteriorProblem<Real>::rank;
+  std::int64_t most_blocks = 1024;
 
-  Problem(std::int64_t rank, const std::vector<std::int64_t>& counts, bool own_mean, bool own_precision)
-      : rank(rank), own_mean(own_mean), own_precision(own_precision) {
-    for (const std::int64_t count : counts) offsets.push_back(offsets.back() + count);
-    features = normal<Real>(offsets.back() * rank, 1), targets = normal<Real>(offsets.back(), 2);
-    for (const Real value : normal<Real>(offsets.back(), 3)) precision.push_back(value * value);
-    for (std::int64_t i = 4; i < offsets.back(); i += 5) precision[i] = 0;
-    prior_mean = normal<Real>((own_mean ? tasks() : 1) * rank, 4);
-    for (std::int64_t task = 0; task < (own_precision ? tasks() : 1); ++task) {
-      const std::vector<Real> root = normal<Real>(rank * rank, 5 + static_cast<unsigned>(task));
-      for (std::int64_t i = 0; i < rank; ++i) {
-        for (std::int64_t j = 0; j < rank; ++j) {  // above the diagonal stands what must not be read
-          Real sum = i == j;
-          for (std::int64_t k = 0; k < rank; ++k) sum += root[i * rank + k] * root[j * rank + k] / Real(rank);
-          prior_precision.push_back(j <= i ? sum : std::numeric_limits<Real>::quiet_NaN());
-        }
-      }
-    }
+  cuda::GaussianTasks<Real> view() const {
+    cuda::GaussianTasks<Real> tasks{rank, this->tasks(), this->offsets.back(), this->features.data(),
+                                    this->targets.data(), this->precision.data(), this->offsets.data(),
+                                    this->prior_mean.data(), this->prior_precision.data(), this->own_mean,
+                                    this->own_precision};
+    tasks.blocks = std::min(tasks.blocks, most_blocks);
+    return tasks;
   }
-
-  std::int64_t tasks() const { return std::ssize(offsets) - 1; }
 
   struct Results {
     std::vector<Real> mean, cholesky, log_evidence;
@@ -48,96 +34,72 @@ struct Problem {
   };
 
   Results compute(std::uint64_t seed) const {
-    simt::Output<Real> mean(tasks() * rank), cholesky(tasks() * rank * rank), evidence(tasks());
-    simt::Output<Real> determinants(own_precision ? tasks() : 1), matrices(cuda::gaussian_matrices(rank, tasks()));
+    const std::int64_t tasks = this->tasks();
+    simt::Output<Real> mean(tasks * rank), cholesky(tasks * rank * rank), evidence(tasks);
+    simt::Output<Real> determinants(view().priors()), matrices(cuda::gaussian_matrices(view(), view().height()));
     cuda::gaussian_posterior<Emulated, Real>(
-        {seed},
-        {rank, tasks(), offsets.back(), features.data(), targets.data(), precision.data(), offsets.data(),
-         prior_mean.data(), prior_precision.data(), own_mean, own_precision},
-        {mean.data(), cholesky.data(), evidence.data(), determinants.data(), matrices.data()});
-    const auto copy = [](const auto& values) { return std::vector<Real>(values.begin(), values.end()); };
-    return {copy(mean.written()), copy(cholesky.written()), copy(evidence.written())};
+        {seed}, view(), {mean.data(), cholesky.data(), evidence.data(), determinants.data(), matrices.data()});
+    return {copied(mean.written()), copied(cholesky.written()), copied(evidence.written())};
   }
 
-  Reference expected(std::int64_t task) const {
-    const Real* prior = prior_precision.data() + (own_precision ? task * rank * rank : 0);
-    const Real* center = prior_mean.data() + (own_mean ? task * rank : 0);
-    const auto full_prior = [&](std::int64_t i, std::int64_t j) { return double(prior[std::max(i, j) * rank + std::min(i, j)]); };
-    std::vector<double> total(rank * rank), solution(rank), prior_factor(rank * rank);
-    for (std::int64_t i = 0; i < rank; ++i) {
-      for (std::int64_t j = 0; j < rank; ++j) {
-        prior_factor[i * rank + j] = total[i * rank + j] = full_prior(i, j);
-        solution[i] += full_prior(i, j) * center[j];
-      }
+  struct Gradients {
+    std::vector<Real> features, targets, precision, prior_mean, prior_precision;
+    bool operator==(const Gradients&) const = default;
+  };
+
+  // Of posteriors that were computed by hand.
+  Gradients gradients(const std::vector<PosteriorByHand>& posteriors, const PosteriorAdjoint<Real>& adjoint,
+                      std::uint64_t seed) const {
+    const cuda::GaussianTasks<Real> tasks = view();
+    const std::int64_t count = tasks.observations;
+    std::vector<Real> mean, cholesky;
+    for (const PosteriorByHand& posterior : posteriors) {
+      mean.insert(mean.end(), posterior.mean.begin(), posterior.mean.end());
+      cholesky.insert(cholesky.end(), posterior.cholesky.values.begin(), posterior.cholesky.values.end());
     }
-    for (std::int64_t row = offsets[task]; row < offsets[task + 1]; ++row) {
-      const Real* f = features.data() + row * rank;
-      for (std::int64_t i = 0; i < rank; ++i) {
-        for (std::int64_t j = 0; j < rank; ++j) total[i * rank + j] += double(precision[row]) * f[i] * f[j];
-        solution[i] += double(precision[row]) * targets[row] * f[i];
-      }
-    }
-    double evidence = decompose(prior_factor) - decompose(total);
-    for (std::int64_t i = 0; i < rank; ++i) {
-      for (std::int64_t k = 0; k < i; ++k) solution[i] -= total[i * rank + k] * solution[k];
-      solution[i] /= total[i * rank + i];
-    }
-    for (std::int64_t i = rank; i-- > 0;) {
-      for (std::int64_t k = i + 1; k < rank; ++k) solution[i] -= total[k * rank + i] * solution[k];
-      solution[i] /= total[i * rank + i];
-    }
-    for (std::int64_t row = offsets[task]; row < offsets[task + 1]; ++row) {
-      double residual = targets[row];
-      for (std::int64_t i = 0; i < rank; ++i) residual -= features[row * rank + i] * solution[i];
-      if (precision[row] > 0) {
-        evidence += (std::log(precision[row] / (2 * std::numbers::pi)) - precision[row] * residual * residual) / 2;
-      }
-    }
-    for (std::int64_t i = 0; i < rank; ++i) {
-      for (std::int64_t j = 0; j < rank; ++j) {
-        evidence -= full_prior(i, j) * (solution[i] - center[i]) * (solution[j] - center[j]) / 2;
-      }
-    }
-    return {solution, total, evidence};
+    simt::Output<Real> features(count * rank), targets(count), precision(count);
+    simt::Output<Real> prior_mean(std::ssize(this->prior_mean)), prior_precision(std::ssize(this->prior_precision));
+    simt::Output<Real> sums(tasks.blocks * cuda::gaussian_sums(tasks));
+    simt::Output<Real> matrices(cuda::gaussian_matrices(tasks, tasks.gradient_height()));
+    cuda::gaussian_posterior_backward<Emulated, Real>(
+        {seed}, tasks,
+        {adjoint.mean.data(), adjoint.cholesky.data(), adjoint.log_evidence.data(), mean.data(), cholesky.data()},
+        {features.data(), targets.data(), precision.data(), prior_mean.data(), prior_precision.data(), sums.data(),
+         matrices.data()});
+    return {copied(features.written()), copied(targets.written()), copied(precision.written()),
+            copied(prior_mean.written()), copied(prior_precision.written())};
   }
 
-  // Factors a matrix in place, and gives half of the logarithm of its determinant.
-  double decompose(std::vector<double>& matrix) const {
-    double half = 0;
-    for (std::int64_t j = 0; j < rank; ++j) {
-      for (std::int64_t i = 0; i < rank; ++i) {
-        double& entry = matrix[i * rank + j];
-        for (std::int64_t k = 0; k < j && i >= j; ++k) entry -= matrix[i * rank + k] * matrix[j * rank + k];
-        if (i < j) entry = 0;
-        if (i == j) half += std::log(entry = std::sqrt(entry));
-        if (i > j) entry /= matrix[j * rank + j];
-      }
-    }
-    return half;
+  std::vector<PosteriorByHand> by_hand() const {
+    std::vector<PosteriorByHand> posteriors;
+    for (std::int64_t t = 0; t < this->tasks(); ++t) posteriors.push_back(posterior_by_hand(this->task(t)));
+    return posteriors;
   }
 };
 
 template <class Real>
 void check_against_reference(const Problem<Real>& problem, std::uint64_t seed) {
-  const double tolerance = sizeof(Real) == 8 ? 1e-12 : 2e-5;
-  const std::int64_t rank = problem.rank;
-  const auto results = problem.compute(seed);
-  for (std::int64_t task = 0; task < problem.tasks(); ++task) {
-    const Reference expected = problem.expected(task);
-    for (std::int64_t i = 0; i < rank; ++i) {
-      CHECK(std::abs(results.mean[task * rank + i] - expected.mean[i]) < 4 * tolerance);
-      for (std::int64_t j = 0; j < rank; ++j) {
-        const double value = results.cholesky[(task * rank + i) * rank + j];
-        CHECK(std::abs(value - expected.cholesky[i * rank + j]) < tolerance * (1 + std::abs(value)));
-      }
-    }
-    CHECK(std::abs(results.log_evidence[task] - expected.log_evidence) < 4 * tolerance * (1 + std::abs(expected.log_evidence)));
+  const double tolerance = sizeof(Real) == sizeof(double) ? 1e-12 : 2e-5;
+  const std::vector<PosteriorByHand> posteriors = problem.by_hand();
+  std::vector<double> mean, cholesky, evidence;
+  for (const PosteriorByHand& posterior : posteriors) {
+    mean.insert(mean.end(), posterior.mean.begin(), posterior.mean.end());
+    cholesky.insert(cholesky.end(), posterior.cholesky.values.begin(), posterior.cholesky.values.end());
+    evidence.push_back(posterior.log_evidence);
   }
+  const std::string type = sizeof(Real) == sizeof(double) ? "double" : "float";
+  const std::string what = "case " + std::to_string(seed) + " in " + type;
+  const auto results = problem.compute(seed);
+  check_close(results.mean, mean, 4 * tolerance, what + ": mean");
+  check_close(results.cholesky, cholesky, tolerance, what + ": cholesky");
+  check_close(results.log_evidence, evidence, 4 * tolerance, what + ": log evidence");
+  const PosteriorAdjoint<Real> adjoint(problem);
+  check_gradients(problem, posteriors, adjoint, problem.gradients(posteriors, adjoint, seed), 4 * tolerance, what);
 }
 
 // The shapes of tests/ops/test_gaussian_posterior.py, with fewer observations and tasks where these only repeat.
 template <class Real>
-void test_posteriors() {
+void test_posteriors_and_gradients() {
   check_against_reference(Problem<Real>(4, {}, false, false), 1);
   check_against_reference(Problem<Real>(3, {0}, true, true), 2);
   check_against_reference(Problem<Real>(1, {1}, false, false), 3);
@@ -150,15 +112,99 @@ void test_posteriors() {
 }
 
 void test_the_largest_in_shared_memory_and_those_beyond() {
-  check_against_reference(Problem<float>(64, {64, 5}, false, false), 10);
+  check_against_reference(Problem<float>(64, {33, 5}, false, false), 10);
   check_against_reference(Problem<double>(64, {20}, false, true), 11);
   check_against_reference(Problem<float>(65, {9, 0}, false, true), 12);
-  check_against_reference(Problem<float>(127, {33}, false, false), 13);
+  check_against_reference(Problem<float>(90, {33}, false, false), 13);
+}
+
+void test_blocks_with_a_workspace_go_through_all_tasks() {
+  std::uint64_t seed = 14;
+  for (const std::int64_t rank : {3, 65}) {
+    for (const bool own_mean : {false, true}) {
+      for (const bool own_precision : {false, true}) {
+        if (rank == 65 && own_mean != own_precision) continue;
+        Problem<float> problem(rank, {2, 0, 3, 1, 4}, own_mean, own_precision);
+        problem.most_blocks = 2;
+        check_against_reference(problem, seed++);
+      }
+    }
+  }
+}
+
+// Updates posteriors that were computed by hand, each by one observation.
+template <class Real>
+struct Update {
+  std::int64_t rank, tasks;
+  std::vector<Real> mean, cholesky, features, targets, precision;
+
+  struct Results {
+    std::vector<Real> mean, cholesky;
+    bool operator==(const Results&) const = default;
+  };
+
+  Results compute(std::uint64_t seed) const {
+    simt::Output<Real> new_mean(tasks * rank), new_cholesky(tasks * rank * rank);
+    cuda::gaussian_update<Emulated, Real>({seed}, {rank, tasks, mean.data(), cholesky.data(), features.data(),
+                                                   targets.data(), precision.data(), new_mean.data(),
+                                                   new_cholesky.data()});
+    return {copied(new_mean.written()), copied(new_cholesky.written())};
+  }
+};
+
+// The last observation of each task is kept back, or is one too many that must be taken away.
+template <class Real>
+Update<Real> update_of(const Problem<Real>& problem, bool takes_away, std::vector<double>& mean,
+                       std::vector<double>& cholesky) {
+  const std::int64_t rank = problem.rank;
+  Update<Real> update{rank, problem.tasks(), {}, {}, {}, {}, {}};
+  for (std::int64_t t = 0; t < problem.tasks(); ++t) {
+    TaskByHand without = problem.task(t);
+    const PosteriorByHand with = posterior_by_hand(without);
+    const std::int64_t last = problem.offsets[t + 1] - 1;
+    update.precision.push_back(takes_away ? -problem.precision[last] : problem.precision[last]);
+    update.targets.push_back(problem.targets[last]);
+    update.features.insert(update.features.end(), problem.features.begin() + last * rank,
+                           problem.features.begin() + (last + 1) * rank);
+    without.precision.back() = 0;
+    const PosteriorByHand rest = posterior_by_hand(without);
+    const auto &from = takes_away ? with : rest, &to = takes_away ? rest : with;
+    update.mean.insert(update.mean.end(), from.mean.begin(), from.mean.end());
+    update.cholesky.insert(update.cholesky.end(), from.cholesky.values.begin(), from.cholesky.values.end());
+    mean.insert(mean.end(), to.mean.begin(), to.mean.end());
+    cholesky.insert(cholesky.end(), to.cholesky.values.begin(), to.cholesky.values.end());
+  }
+  return update;
+}
+
+template <class Real>
+void test_updates() {
+  const double tolerance = sizeof(Real) == sizeof(double) ? 1e-12 : 2e-5;
+  std::uint64_t seed = 20;
+  for (const std::int64_t rank : {0, 1, 2, 7, 31, 33, 64, 65}) {
+    for (const bool takes_away : {false, true}) {
+      std::vector<double> mean, cholesky;
+      const Update<Real> update = update_of(Problem<Real>(rank, {4, 1, 9}, false, false), takes_away, mean, cholesky);
+      const auto results = update.compute(++seed);
+      const std::string what = "update of rank " + std::to_string(rank);
+      check_close(results.mean, mean, 4 * tolerance, what + ": mean");
+      check_close(results.cholesky, cholesky, 4 * tolerance, what + ": cholesky");
+    }
+  }
+  Update<Real>{3, 0, {}, {}, {}, {}, {}}.compute(1);
 }
 
 void test_the_order_of_threads_changes_nothing() {
-  const Problem<float> problem(19, {12, 3}, false, false);
-  CHECK(problem.compute(1) == problem.compute(2));
+  for (const bool own : {false, true}) {
+    const Problem<float> problem(19, {12, 3, 40}, own, own);
+    const PosteriorAdjoint<float> adjoint(problem);
+    const std::vector<PosteriorByHand> posteriors = problem.by_hand();
+    CHECK(problem.compute(1) == problem.compute(2));
+    CHECK(problem.gradients(posteriors, adjoint, 1) == problem.gradients(posteriors, adjoint, 2));
+  }
+  std::vector<double> mean, cholesky;
+  const Update<float> update = update_of(Problem<float>(40, {3, 5}, false, false), false, mean, cholesky);
+  CHECK(update.compute(1) == update.compute(2));
 }
 
 void test_what_has_no_posterior_is_nan_in_that_task_alone() {
@@ -168,20 +214,34 @@ void test_what_has_no_posterior_is_nan_in_that_task_alone() {
   const auto results = problem.compute(1);
   for (const int task : {0, 1, 2}) CHECK(std::isnan(results.log_evidence[task]) == (task > 0));
   for (const int i : {0, 1, 2, 3}) CHECK(!std::isnan(results.mean[i]) && std::isnan(results.mean[4 + i]));
+
+  std::vector<double> mean, cholesky;
+  Update<float> update = update_of(Problem<float>(4, {3, 3, 3}, false, false), false, mean, cholesky);
+  update.precision[1] = -100, update.precision[2] = std::numeric_limits<float>::infinity();
+  const auto updated = update.compute(1);
+  for (const int i : {0, 1, 2, 3}) {
+    CHECK(!std::isnan(updated.mean[i]) && std::isnan(updated.mean[4 + i]) && std::isnan(updated.mean[8 + i]));
+  }
 }
 
 void test_offsets_that_do_not_fit_stop_the_kernel() {
   Problem<float> problem(4, {3, 3}, false, false);
+  const std::vector<PosteriorByHand> posteriors = problem.by_hand();
   problem.offsets[1] = 7;
   check_error([&] { problem.compute(1); }, "offsets must ascend from 0");
+  const PosteriorAdjoint<float> adjoint(problem);
+  check_error([&] { problem.gradients(posteriors, adjoint, 1); }, "offsets must ascend from 0");
 }
 
 }  // namespace
 
 int main() {
-  test_posteriors<float>();
-  test_posteriors<double>();
+  test_posteriors_and_gradients<float>();
+  test_posteriors_and_gradients<double>();
   test_the_largest_in_shared_memory_and_those_beyond();
+  test_blocks_with_a_workspace_go_through_all_tasks();
+  test_updates<float>();
+  test_updates<double>();
   test_the_order_of_threads_changes_nothing();
   test_what_has_no_posterior_is_nan_in_that_task_alone();
   test_offsets_that_do_not_fit_stop_the_kernel();

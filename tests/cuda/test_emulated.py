@@ -55,6 +55,30 @@ PLANTED = [
         "i < rows - 1; i += kGaussianThreads) matrix[i * stride + k] *= inverse;",
         "does not hold",
     ),
+    (
+        "gaussian_posterior_kernel.cuh",
+        "    __syncthreads();\n    // S = tril",
+        "    // S = tril",
+        "gradient of the features",
+    ),
+    (
+        "gaussian_posterior_kernel.cuh",
+        "for (int i = thread; i < below; i += kGaussianThreads)",
+        "for (int i = thread; i < below - 1; i += kGaussianThreads)",
+        "gradient of the features",
+    ),
+    (
+        "gaussian_posterior_kernel.cuh",
+        "    __syncwarp();\n    if (lane == 0) factor[k",
+        "    if (lane == 0) factor[k",
+        "update of rank",
+    ),
+    (
+        "gaussian_posterior_kernel.cuh",
+        "i = k + 1 + lane; i < rank; i += kWarp) {\n      const Real before",
+        "i = k + 1 + lane; i < rank - 1; i += kWarp) {\n      const Real before",
+        "update of rank",
+    ),
     # What no barrier keeps apart: lists are chosen from while others still add to them.
     (
         "cosine_topk_kernel.cuh",

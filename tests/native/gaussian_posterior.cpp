@@ -1,106 +1,104 @@
-// The posterior against its definition, written out in double precision.
+// The posterior, its gradients and its updates against what they are, written out in double precision.
 #include "metarec/gaussian_posterior.h"
 
-#include "checks.h"
+#include "posterior_by_hand.h"
 
 namespace {
 
 template <class Real>
-struct Problem {
-  std::int64_t rank;
-  std::vector<std::int64_t> offsets{0};
-  std::vector<Real> features, targets, precision, prior_mean, prior_precision;
+struct Problem : PosteriorProblem<Real> {
   std::vector<Real> mean, cholesky, log_evidence;
 
-  Problem(const std::vector<std::int64_t>& counts, std::int64_t rank, bool own) : rank(rank) {
-    for (const std::int64_t count : counts) offsets.push_back(offsets.back() + count);
-    const std::int64_t tasks = std::ssize(counts), total = offsets.back(), priors = own ? tasks : 1;
-    features = normal<Real>(total * rank, 1);
-    targets = normal<Real>(total, 2);
-    precision = normal<Real>(total, 3);
-    for (Real& value : precision) value = value < -1 ? Real(0) : std::abs(value) + Real(0.1);
-    prior_mean = normal<Real>(priors * rank, 4);
-    prior_precision.resize(priors * rank * rank);
-    for (std::int64_t prior = 0; prior < priors; ++prior) {
-      for (std::int64_t i = 0; i < rank; ++i) {
-        for (std::int64_t k = 0; k < rank; ++k) {
-          prior_precision[(prior * rank + i) * rank + k] = i == k ? Real(2 + prior % 3) : Real(1.0 / (2 + i + k));
-        }
-      }
-    }
-    mean.resize(tasks * rank);
-    cholesky.resize(tasks * rank * rank);
-    log_evidence.resize(tasks);
-  }
+  Problem(const std::vector<std::int64_t>& counts, std::int64_t rank, bool own)
+      : PosteriorProblem<Real>(rank, counts, own, own), mean(counts.size() * rank),
+        cholesky(counts.size() * rank * rank), log_evidence(counts.size()) {}
 
-  metarec::GaussianTasks<Real> tasks() const {
-    return {rank, features, targets, precision, offsets, prior_mean, prior_precision};
+  metarec::GaussianTasks<Real> view() const {
+    return {this->rank,    this->features,   this->targets,        this->precision,
+            this->offsets, this->prior_mean, this->prior_precision};
   }
   void solve(const metarec::Parallel& parallel = {}) {
-    metarec::gaussian_posterior<Real>(tasks(), {mean, cholesky, log_evidence}, parallel);
+    metarec::gaussian_posterior<Real>(view(), {mean, cholesky, log_evidence}, parallel);
+  }
+
+  struct Gradients {
+    std::vector<Real> features, targets, precision, prior_mean, prior_precision;
+    bool operator==(const Gradients&) const = default;
+  };
+  Gradients gradients(const PosteriorAdjoint<Real>& from, const metarec::Parallel& parallel = {}) const {
+    Gradients to{std::vector<Real>(this->features.size()), std::vector<Real>(this->targets.size()),
+                 std::vector<Real>(this->precision.size()), std::vector<Real>(this->prior_mean.size()),
+                 std::vector<Real>(this->prior_precision.size())};
+    metarec::gaussian_posterior_backward<Real>(
+        view(), mean, cholesky, from.mean, from.cholesky, from.log_evidence,
+        {to.features, to.targets, to.precision, to.prior_mean, to.prior_precision}, parallel);
+    return to;
   }
 };
 
-// Claims L L^T = P + sum w f f^T and L L^T mu = P m + sum w y f, to a tolerance of the size of the terms.
 template <class Real>
-void check_normal_equations(const Problem<Real>& p, double tolerance) {
-  const std::int64_t rank = p.rank;
-  const bool own = std::ssize(p.prior_mean) > rank;
-  for (std::int64_t task = 0; task + 1 < std::ssize(p.offsets); ++task) {
-    const Real* prior = p.prior_precision.data() + (own ? task * rank * rank : 0);
-    const Real* prior_mean = p.prior_mean.data() + (own ? task * rank : 0);
-    const Real* factor = p.cholesky.data() + task * rank * rank;
-    for (std::int64_t i = 0; i < rank; ++i) {
-      double shift = 0, image = 0, size = 1;
-      for (std::int64_t k = 0; k < rank; ++k) {
-        double wanted = prior[i * rank + k], got = 0;
-        shift += prior[i * rank + k] * static_cast<double>(prior_mean[k]);
-        for (std::int64_t j = p.offsets[task]; j < p.offsets[task + 1]; ++j) {
-          const Real* f = p.features.data() + j * rank;
-          wanted += static_cast<double>(p.precision[j]) * f[i] * f[k];
-        }
-        for (std::int64_t c = 0; c < rank; ++c) got += static_cast<double>(factor[i * rank + c]) * factor[k * rank + c];
-        CHECK(k <= i || factor[i * rank + k] == 0);
-        CHECK(std::abs(got - wanted) <= tolerance * (1 + std::abs(wanted)));
-        image += wanted * p.mean[task * rank + k];
-        size += std::abs(wanted * p.mean[task * rank + k]);
-      }
-      for (std::int64_t j = p.offsets[task]; j < p.offsets[task + 1]; ++j) {
-        shift += static_cast<double>(p.precision[j]) * p.targets[j] * p.features[j * rank + i];
-      }
-      CHECK(std::abs(image - shift) <= tolerance * size);
-    }
-  }
-}
-
-template <class Real>
-void test_normal_equations(double tolerance) {
+void test_posteriors_and_gradients(double tolerance) {
   for (const std::int64_t rank : {0, 1, 3, 8, 15, 16, 17, 32, 33, 50}) {
     for (const bool own : {false, true}) {
       Problem<Real> problem({0, 1, 5, 64, 65, 0, 130}, rank, own);
       problem.solve();
-      check_normal_equations(problem, tolerance);
+      std::vector<PosteriorByHand> posteriors;
+      std::vector<double> mean, cholesky, evidence;
+      for (std::int64_t t = 0; t < problem.tasks(); ++t) {
+        posteriors.push_back(posterior_by_hand(problem.task(t)));
+        const auto& [of_mean, of_cholesky, of_evidence] = posteriors.back();
+        mean.insert(mean.end(), of_mean.begin(), of_mean.end());
+        cholesky.insert(cholesky.end(), of_cholesky.values.begin(), of_cholesky.values.end());
+        evidence.push_back(of_evidence);
+      }
+      const std::string what = "rank " + std::to_string(rank);
+      check_close(problem.mean, mean, tolerance, what + ": mean");
+      check_close(problem.cholesky, cholesky, tolerance, what + ": cholesky");
+      check_close(problem.log_evidence, evidence, tolerance, what + ": log evidence");
+      const PosteriorAdjoint<Real> adjoint(problem);
+      check_gradients(problem, posteriors, adjoint, problem.gradients(adjoint), tolerance, what);
     }
   }
 }
 
-// Claims d log_evidence / d y_j = -w_j (y_j - f_j^T mu).
-template <class Real>
-void test_gradient_of_the_evidence(double tolerance) {
-  Problem<Real> problem({3, 70}, 19, true);
-  problem.solve();
-  const std::int64_t tasks = 2, count = std::ssize(problem.targets);
-  const std::vector<Real> no_mean(tasks * 19), no_cholesky(tasks * 19 * 19), ones(tasks, Real(1));
-  std::vector<Real> features(count * 19), targets(count), precision(count), mean(tasks * 19), matrix(tasks * 19 * 19);
-  metarec::gaussian_posterior_backward<Real>(problem.tasks(), problem.mean, problem.cholesky, no_mean, no_cholesky,
-                                             ones, {features, targets, precision, mean, matrix});
-  for (std::int64_t j = 0; j < count; ++j) {
-    const std::int64_t task = j < 3 ? 0 : 1;
-    double fitted = 0;
-    for (std::int64_t i = 0; i < 19; ++i) {
-      fitted += static_cast<double>(problem.features[j * 19 + i]) * problem.mean[task * 19 + i];
+// The gradients that are written out are those of the posterior that is written out: by differences.
+void test_gradients_by_hand() {
+  const PosteriorProblem<double> problem(3, {0, 4}, true, true);
+  const PosteriorAdjoint<double> adjoint(problem);
+  for (const std::int64_t t : {0, 1}) {
+    TaskByHand task = problem.task(t);
+    const auto loss = [&] {
+      const PosteriorByHand posterior = posterior_by_hand(task);
+      double sum = adjoint.log_evidence[t] * posterior.log_evidence;
+      for (std::int64_t i = 0; i < 3; ++i) {
+        sum += adjoint.mean[t * 3 + i] * posterior.mean[i];
+        for (std::int64_t j = 0; j <= i; ++j) sum += adjoint.cholesky[(t * 3 + i) * 3 + j] * posterior.cholesky(i, j);
+      }
+      return sum;
+    };
+    // Of numbers that change together.
+    const auto check_slope = [&](const std::vector<double*>& numbers, double wanted) {
+      constexpr double step = 1e-5;
+      for (double* number : numbers) *number += step;
+      const double above = loss();
+      for (double* number : numbers) *number -= 2 * step;
+      const double below = loss();
+      for (double* number : numbers) *number += step;
+      CHECK(std::abs((above - below) / (2 * step) - wanted) < 1e-6 * (1 + std::abs(wanted)));
+    };
+    const TaskByHand to = adjoint.gradients(problem, t, posterior_by_hand(task));
+    for (std::size_t i = 0; i < task.features.size(); ++i) check_slope({&task.features[i]}, to.features[i]);
+    for (std::size_t i = 0; i < task.targets.size(); ++i) {
+      check_slope({&task.targets[i]}, to.targets[i]);
+      check_slope({&task.precision[i]}, to.precision[i]);
     }
-    CHECK(std::abs(targets[j] + problem.precision[j] * (problem.targets[j] - fitted)) <= tolerance);
+    for (std::int64_t i = 0; i < 3; ++i) {
+      check_slope({&task.prior_mean[i]}, to.prior_mean[i]);
+      for (std::int64_t j = 0; j < i; ++j) {
+        check_slope({&task.prior_precision(i, j), &task.prior_precision(j, i)}, 2 * to.prior_precision(i, j));
+      }
+      check_slope({&task.prior_precision(i, i)}, to.prior_precision(i, i));
+    }
   }
 }
 
@@ -139,19 +137,8 @@ void test_threads_change_nothing() {
     one.solve();
     four.solve(threads(4));
     CHECK(one.mean == four.mean && one.cholesky == four.cholesky && one.log_evidence == four.log_evidence);
-    const std::vector<Real> grad_mean = normal<Real>(std::ssize(one.mean), 5),
-                            grad_cholesky = normal<Real>(std::ssize(one.cholesky), 6),
-                            grad_evidence = normal<Real>(std::ssize(one.log_evidence), 7);
-    std::vector<std::vector<Real>> gradients;
-    for (const std::int64_t count : {1, 4}) {
-      std::vector<Real> features(one.features.size()), targets(one.targets.size()), precision(one.precision.size()),
-          mean(one.prior_mean.size()), matrix(one.prior_precision.size());
-      metarec::gaussian_posterior_backward<Real>(one.tasks(), one.mean, one.cholesky, grad_mean, grad_cholesky,
-                                                 grad_evidence, {features, targets, precision, mean, matrix},
-                                                 threads(count));
-      for (const auto* values : {&features, &targets, &precision, &mean, &matrix}) gradients.push_back(*values);
-    }
-    for (std::size_t i = 0; i < 5; ++i) CHECK(gradients[i] == gradients[i + 5]);
+    const PosteriorAdjoint<Real> adjoint(one);
+    CHECK(one.gradients(adjoint) == one.gradients(adjoint, threads(4)));
     const std::vector<Real> step = normal<Real>(std::ssize(one.mean), 8), target = normal<Real>(300, 9),
                             weight(300, Real(0.5));
     metarec::gaussian_update<Real>(12, one.mean, one.cholesky, step, target, weight);
@@ -183,10 +170,9 @@ int main(int count, char**) {
   test_threads_change_nothing<float>();
   test_threads_change_nothing<double>();
   if (count > 1) return 0;
-  test_normal_equations<float>(2e-4);
-  test_normal_equations<double>(1e-11);
-  test_gradient_of_the_evidence<float>(2e-3);
-  test_gradient_of_the_evidence<double>(1e-11);
+  test_posteriors_and_gradients<float>(2e-4);
+  test_posteriors_and_gradients<double>(1e-11);
+  test_gradients_by_hand();
   test_an_update_adds_and_takes_away<float>(2e-3);
   test_an_update_adds_and_takes_away<double>(1e-11);
   test_bad_arguments_throw();

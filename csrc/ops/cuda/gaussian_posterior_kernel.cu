@@ -4,7 +4,14 @@
 
 namespace metarec::cuda {
 
-template void gaussian_posterior(const Stream&, const GaussianTasks<float>&, const GaussianPosterior<float>&);
-template void gaussian_posterior(const Stream&, const GaussianTasks<double>&, const GaussianPosterior<double>&);
+#define METAREC_INSTANTIATE(Real)                                                                            \
+  template void gaussian_posterior(const Stream&, const GaussianTasks<Real>&, const GaussianPosterior<Real>&); \
+  template void gaussian_posterior_backward(const Stream&, const GaussianTasks<Real>&,                       \
+                                            const GaussianAdjoint<Real>&,                                    \
+                                            const GaussianPosteriorGradients<Real>&);                        \
+  template void gaussian_update(const Stream&, const GaussianUpdates<Real>&);
+METAREC_INSTANTIATE(float)
+METAREC_INSTANTIATE(double)
+#undef METAREC_INSTANTIATE
 
 }  // namespace metarec::cuda
