@@ -18,8 +18,8 @@ namespace cuda = metarec::cuda;
 using Shape = std::array<std::int64_t, 4>;  // users, items, dimensions, ratings
 
 // Those of tests/ops/test_cosine_sgd_epoch_.py, with fewer ratings.
-const Shape kShapes[] = {{3, 4, 5, 0},     {1, 1, 1, 1},     {4, 3, 0, 20},   {7, 5, 3, 40},  {30, 20, 33, 60},
-                         {9, 14, 16, 50},  {14, 9, 32, 50},  {25, 40, 64, 60}, {12, 9, 70, 50}, {6, 9, 136, 40}};
+const Shape kShapes[] = {{3, 4, 5, 0},     {1, 1, 1, 1},   {4, 3, 0, 20},    {7, 5, 3, 40},   {30, 20, 33, 60},
+                         {9, 14, 16, 50},  {25, 40, 64, 60}, {12, 9, 70, 50}, {6, 9, 136, 40}};
 
 // The lists of swaps of a number of places, none of which has one.
 struct SwapLists {
@@ -100,8 +100,19 @@ void test_four_groups() {
               [](auto& problem, const SgdOptions& options) { return epoch(problem, options, {3}); });
 }
 
+// One user is in one group of two.
+void test_blocks_without_ratings() {
+  const SgdOptions options{.lr = 0.05, .l2 = 0.1, .seed = 4};
+  check_epoch(SgdProblem<float>(1, 30, 2, 2048), options, 2e-5,
+              [](auto& problem, const SgdOptions& options) { return epoch(problem, options, {4}); });
+  const std::vector<std::int16_t> blocks{1, 1, 3};
+  simt::Output<std::int32_t> begins(6);
+  Emulated{1}({1, cuda::kOrderThreads}, cuda::find_begins<std::int32_t>, blocks.data(), 3, 5, begins.data());
+  CHECK(std::ranges::equal(begins.written(), std::array{0, 0, 2, 2, 3, 3}));
+}
+
 void test_the_order_of_threads_changes_nothing() {
-  SgdProblem<float> first(20, 30, 12, 500), second = first;
+  SgdProblem<float> first(20, 30, 12, 200), second = first;
   const SgdOptions options{0.05, 0.1, Similarity::cosine, RatingLoss::logistic, 5};
   const double loss = epoch(first, options, {1}), same = epoch(second, options, {2});
   CHECK(loss == same && first == second);
@@ -141,6 +152,7 @@ int main() {
   test_epochs<float>(2e-5);
   test_epochs<double>(1e-12);
   test_four_groups();
+  test_blocks_without_ratings();
   test_the_order_of_threads_changes_nothing();
   test_the_end_of_an_epoch_of_64_groups();
   test_ratings_that_are_none_stop_the_kernel();
