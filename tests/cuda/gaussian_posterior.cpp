@@ -236,12 +236,12 @@ void test_offsets_that_do_not_fit_stop_the_kernel() {
 }  // namespace
 
 int main() {
+  test_updates<float>();
+  test_updates<double>();
   test_posteriors_and_gradients<float>();
   test_posteriors_and_gradients<double>();
   test_the_largest_in_shared_memory_and_those_beyond();
   test_blocks_with_a_workspace_go_through_all_tasks();
-  test_updates<float>();
-  test_updates<double>();
   test_the_order_of_threads_changes_nothing();
   test_what_has_no_posterior_is_nan_in_that_task_alone();
   test_offsets_that_do_not_fit_stop_the_kernel();
