@@ -18,6 +18,7 @@ from metarec.plugins.algorithms.maml import MAML
 from metarec.plugins.algorithms.melu import MeLU
 from metarec.plugins.algorithms.meta_content import MetaContent
 from metarec.plugins.algorithms.reptile import Reptile
+from metarec.plugins.algorithms.versa import Versa
 from metarec.tasks import TaskSampler
 from metarec.testing.world import small_world
 
@@ -100,6 +101,7 @@ class _StopsAfter(Silent):
         (Alpaca, {}),
         (Importance, {"draws": 16}),
         (MetaContent, {"descent": Descent(epochs=1)}),
+        (Versa, {"hidden": 4}),
     ],
 )
 @pytest.mark.parametrize("epochs", [3, 6])
@@ -119,7 +121,7 @@ def test_stopped_in_either_training_and_resumed_it_ends_the_same(
 
 
 @pytest.mark.parametrize("scenario", ["new-user", "new-item", "new-both", "warm"])
-@pytest.mark.parametrize("cls", [MAML, MeLU, Reptile, Alpaca])
+@pytest.mark.parametrize("cls", [MAML, MeLU, Reptile, Alpaca, Versa])
 def test_before_it_learns_anything_it_says_what_the_biases_say(cls: type[NeuralAlgorithm], scenario: str):
     train, tasks = small_world().split.train, small_world().tasks(scenario)
     untrained = cls(training=Training(epochs=1, learning_rate=1e-6, held_out=0.0)).fit(train)
