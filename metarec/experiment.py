@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from metarec import __version__, artifact, atomic
+from metarec.build import build_info
 from metarec.config import Choice, RunConfig
 from metarec.data import Dataset, Reader
 from metarec.errors import ConfigError, MetarecError, unknown_name
@@ -251,12 +252,32 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(unknown_name("device", name, ("cpu", "cuda", "mps", "xpu"))) from None
+    if device.type == "cuda":
+        _check_cuda(name)
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).strip().split("\n")[0]
         raise ConfigError(f"device {name!r} cannot be used here: {why}") from None
     return device
+
+
+def _check_cuda(name: str) -> None:
+    if torch.version.cuda is None:
+        raise ConfigError(
+            f"device {name!r} cannot be used here: this torch ({torch.__version__}) has no CUDA, "
+            "expected a build that has"
+        )
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"device {name!r} cannot be used here: torch {torch.__version__} finds no GPU, expected one"
+        )
+    build = build_info()
+    if build["native"] and not build["cuda"]:
+        raise ConfigError(
+            f"device {name!r} cannot be used here: metarec's native ops are built without CUDA, "
+            "expected with it: install metarec again with METAREC_CUDA=1 and nvcc"
+        )
 
 
 def _check_writable(out: Path, algorithms: Sequence[str]) -> None:

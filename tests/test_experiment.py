@@ -16,6 +16,7 @@ from metarec.experiment import DEFAULT_ALGORITHM, Experiment
 from metarec.learning import Silent
 from metarec.pluginmanager import create_plugin_manager
 from metarec.testing import small_world
+from metarec.testing.pretend_device import pretend_device
 
 BASE = {"dataset": "small", "algorithms": ["bias", "global-mean"], "metrics": ["rmse"], "reporters": ["json"]}
 
@@ -174,6 +175,16 @@ class TestHooks:
         assert shown >= {"algorithms", "fit bias", "evaluate bias", "compare", "write"}
 
 
+def test_another_device_gives_the_same_report_and_artifacts_for_the_cpu(plugins, tmp_path):
+    algorithms = ["bias", "item-knn", {"name": "bayesian", "options": {"rank": 2}}]
+    expected = run(plugins, algorithms=algorithms)
+    with pretend_device() as device:
+        found = run(plugins, algorithms=algorithms, device=str(device), out=str(tmp_path / "out"))
+    assert found.rows == expected.rows
+    loaded = load(tmp_path / "out" / "artifacts" / "bayesian")
+    assert loaded.adapt({}).recommend(1)
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("values", "expected"),
@@ -193,6 +204,23 @@ class TestMistakes:
         monkeypatch.setattr(Small, "read", lambda _: pytest.fail("read"))
         with pytest.raises(MetarecError) as raised:
             run(plugins, **values)
+        assert expected in str(raised.value) and "\n" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("cuda", "gpu", "build", "expected"),
+        [
+            (None, False, {}, "(2.x) has no CUDA, expected a build that has"),
+            ("13.0", False, {}, "torch 2.x finds no GPU, expected one"),
+            ("13.0", True, {"native": True, "cuda": False}, "install metarec again with METAREC_CUDA=1"),
+        ],
+    )
+    def test_cuda_that_is_not_there(self, plugins, monkeypatch, cuda, gpu, build, expected):
+        monkeypatch.setattr(torch, "__version__", "2.x")
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr("metarec.experiment.build_info", lambda: build)
+        with pytest.raises(ConfigError, match="device 'cuda:0' cannot be used here") as raised:
+            run(plugins, device="cuda:0")
         assert expected in str(raised.value) and "\n" not in str(raised.value)
 
     def test_a_scenario_that_the_protocol_does_not_make(self, plugins):

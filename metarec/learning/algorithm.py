@@ -123,10 +123,11 @@ class Algorithm(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         """Move what `fit` learnt to `device`; return self."""
-        return self.restore({name: _moved(value, device) for name, value in self.state().items()})
+        return self.restore({name: moved(value, device) for name, value in self.state().items()})
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
+def moved(value: Any, device: torch.device | str) -> Any:
+    """A value of a state on `device`."""
     if isinstance(value, Mapping):
-        return {name: _moved(part, device) for name, part in value.items()}
+        return {name: moved(part, device) for name, part in value.items()}
     return value.to(device) if isinstance(value, Tensor) else value

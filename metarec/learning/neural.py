@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metarec.data import Dataset, Features, Side
 from metarec.errors import ConfigError
-from metarec.learning.algorithm import Algorithm
+from metarec.learning.algorithm import Algorithm, moved
 from metarec.learning.biases import Baseline, Biases, fit_biases, fit_popularity
 from metarec.learning.run import Run
 from metarec.learning.training import Trainer, Training
@@ -92,7 +92,8 @@ class NeuralAlgorithm(Algorithm):
         self.implicit_ = train.scale.implicit
         self.mean_ = 0.0 if self.implicit_ else float(train.rating.mean())
         self.deviation_ = 1.0 if self.implicit_ else max(float(train.rating.std()), 1e-3)
-        self.biases_ = asdict(fit_popularity(train) if self.implicit_ else fit_biases(train))
+        biases = fit_popularity(train) if self.implicit_ else fit_biases(train)
+        self.biases_ = moved(asdict(biases), run.device)
         sampler = TaskSampler(train, self.sides, self.sampling, device=run.device, dtype=run.dtype)
         if valid is not None:
             self._train(self._with_virtual(sampler, train, run), [valid], run)
@@ -126,7 +127,7 @@ class NeuralAlgorithm(Algorithm):
         self, sampler: TaskSampler, valid: Sequence[Tasks], run: Run, epochs: int | None = None
     ) -> int:
         """Train a fresh network; the epochs that its weights come from."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), run.device:  # where what it is built of is
             torch.manual_seed(run.seed)
             network = self.build(Sizes(**self.sizes_))
             if self.training.initialisation != "default":
@@ -154,9 +155,9 @@ class NeuralAlgorithm(Algorithm):
         """Take up what another instance's `state` holds; return self."""
         super().restore({name: value for name, value in state.items() if name != "network_"})
         weights = state["network_"]
-        with torch.random.fork_rng():
-            network = self.build(Sizes(**self.sizes_))
         like = next(iter(weights.values()))
+        with torch.random.fork_rng(), like.device:
+            network = self.build(Sizes(**self.sizes_))
         network.to(like.device, like.dtype).load_state_dict(weights)
         self.network_ = network.eval()
         return self

@@ -18,7 +18,7 @@ skipped by name where it has not. More tests of your own go into the same class 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +43,7 @@ from metarec.pluginmanager import PluginManager
 from metarec.serving import Recommender
 from metarec.tasks import SCENARIOS, Query, Support, Tasks
 from metarec.testing.oracles import verify
+from metarec.testing.pretend_device import pretend_device
 from metarec.testing.world import SmallWorld, small_world
 
 
@@ -220,6 +221,27 @@ class AlgorithmConformance:
         loaded = artifact.load(tmp_path / "saved", plugins=plugins).algorithm
         _assert_equal(_predicted(loaded, tasks), _predicted(fitted, tasks), "after saving and loading")
 
+    def test_runs_on_another_device(self, feedback: str, world: SmallWorld) -> None:
+        """Fits, adapts and predicts where the run and its tasks are, and what was fitted elsewhere can be moved there.
+
+        The device is a pretended one, so that it needs no machine that has another.
+        """
+        fitted = _fitted(type(self), feedback, torch.float32)
+        tasks = world.tasks(self.algorithm.scenarios[0]).select(torch.arange(3, 7))
+        expected = _predicted(fitted, tasks)
+        with pretend_device() as device:
+            support, query = tasks.support.to(device), tasks.query.to(device)
+            there = _made(type(self)).fit(world.split.train, run=Run(seed=1, device=device))
+            for name, value in _tensors(there.state()):
+                assert value.device == device, f"fit on another device must leave {name!r} there"
+            found = there.predict(there.adapt(support), query)
+            assert found.mean.device == device, "predict must answer where the tasks are"
+            self._same(_on_cpu(found), expected, "what was fitted on another device")
+            adapted = fitted.to(device).adapt(support).to("cpu").to(device)
+            self._same(_on_cpu(fitted.predict(adapted, query)), expected, "what was moved to another device")
+            for ability, result in _used(fitted, adapted, support, query):
+                assert result.device == device, f"{ability} must answer where the tasks are"
+
     def test_factors_rank_the_catalogue(self, fitted: Algorithm, tasks: Tasks) -> None:
         """`Factorized`: by dot products that are the mean, or with `ranks_by` "choice" do not depend on the batch."""
         if not isinstance(fitted, Factorized):
@@ -361,6 +383,40 @@ def _dot_products(fitted: Factorized, adapted: Adapted, tasks: Tasks) -> Tensor:
     queries = fitted.query_factors(adapted)
     candidates = fitted.candidate_factors(tasks.support.side, tasks.query.partners)
     return (queries[tasks.query.owner] * candidates[tasks.query.partner]).sum(1)
+
+
+def _used(
+    fitted: Algorithm, adapted: Adapted, support: Support, query: Query
+) -> Iterator[tuple[str, Tensor]]:
+    """A result of each optional ability that the algorithm has."""
+    if isinstance(fitted, Factorized):
+        yield "query_factors", fitted.query_factors(adapted)
+        yield "candidate_factors", fitted.candidate_factors(support.side, query.partners)
+    if isinstance(fitted, Generative):
+        generator = torch.Generator(query.partner.device).manual_seed(1)
+        yield "draw", fitted.draw(adapted, query, 2, generator=generator)
+    if isinstance(fitted, Explainable):
+        yield "explain", fitted.explain(adapted, support, query).contribution
+    if isinstance(fitted, Updatable):
+        some = (support.counts > 0).nonzero().squeeze(1)
+        rated = support.select(some)
+        one = _entries(rated, rated.offsets[1:] - 1, torch.ones_like(some))
+        forgotten = fitted.forget(adapted.select(some), one)
+        yield "forget", fitted.predict(forgotten, query.select(some)).mean
+        yield "absorb", fitted.predict(fitted.absorb(forgotten, one), query.select(some)).mean
+
+
+def _on_cpu(prediction: Prediction) -> Prediction:
+    rest = (None if value is None else value.cpu() for value in (prediction.variance, prediction.noise))
+    return Prediction(prediction.mean.cpu(), *rest)
+
+
+def _tensors(state: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _tensors(value, f"{where}{name}/")
+        elif isinstance(value, Tensor):
+            yield f"{where}{name}", value
 
 
 def _take(prediction: Prediction, entries: Tensor) -> Prediction:

@@ -560,7 +560,7 @@ class VariationalEM:
         self.row = {side: train.rows(side).long().to(run.device) for side in SIDES}
         self.size = {side: len(train.entities(side)) for side in SIDES}
         self.lists = {side: Ragged.grouped(self.row[side], self.size[side]) for side in SIDES}
-        self.features = {side: _features(train, side) for side in SIDES}
+        self.features = {side: _features(train, side).to(run.device) for side in SIDES}
         share = train.rating.numel() / (self.size["user"] * self.size["item"])
         self.mean = share if unobserved else float(train.rating.mean(dtype=torch.float64))
         total = share if unobserved else float(train.rating.double().var(correction=0))

@@ -96,6 +96,15 @@ class PlainMean(LevelAlgorithm):
         return Level(mean, torch.full_like(mean, self.variance_))
 
 
+class StaysOnTheCPU(PlainMean):
+    name = "stays-on-the-cpu"
+
+    def adapt(self, support):
+        total = torch.zeros(len(support)).index_add(0, support.owner, support.rating)
+        mean = total / support.counts.clamp(min=1)
+        return Level(mean, torch.full_like(mean, self.variance_))
+
+
 class NeedsAQuery(RunningMean):
     def predict(self, adapted, query):
         query.partner.max()
