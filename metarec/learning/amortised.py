@@ -99,7 +99,7 @@ class AmortisedLearner(NeuralAlgorithm):
     size : int, default 32
         Numbers in an embedding of a user or an item.
     training : Training
-        How the weights are trained, by default for 10 epochs with "adamw", a `learning_rate` of 0.01 and an `l2` of
+        How the weights are trained, by default for 10 epochs with "adamw", a `learning_rate` of 0.005 and an `l2` of
         0.1: decay that is part of the gradient would win against a network that begins at adding nothing.
     """
 
@@ -107,7 +107,7 @@ class AmortisedLearner(NeuralAlgorithm):
         self,
         *,
         size: Annotated[int, Range(1, 4096)] = 32,
-        training: Training = Training(epochs=10, optimizer="adamw", learning_rate=0.01, l2=0.1),
+        training: Training = Training(epochs=10, optimizer="adamw", learning_rate=0.005, l2=0.1),
         **options: Any,
     ) -> None:
         super().__init__(training=training, **options)
@@ -282,12 +282,6 @@ class Latent(Adapted):
     precision: Tensor
     side: Side
 
-    def divergence(self, other: Latent) -> Tensor:
-        """float [T]: KL(self ‖ other)."""
-        ratio = other.precision / self.precision
-        apart = (self.mean - other.mean).square() * other.precision
-        return 0.5 * (ratio + apart - 1 - ratio.log()).sum(1)
-
 
 def condition(lists: Ragged, value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and precision of z ~ N(0, I), float [T, d], given independent observations of each of its numbers.
@@ -344,7 +338,7 @@ class LatentLearner(AmortisedLearner):
     the partner: it is a network of the partner whose hidden layers z and the attributes scale and shift. What it gives
     for L draws of z is the predictive mixture.
 
-    A variant says how the support is read (`network`, `read`), and overrides `loss` where it is another than
+    A variant says how the support is read (`network`, `read`). The loss is
 
         −1/n Σ_t log 1/L Σ_l p(Q_t | z_tl),   z_tl ~ q(z | S_t),
 
