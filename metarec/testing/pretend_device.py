@@ -39,6 +39,7 @@ def pretend_device() -> Iterator[torch.device]:
         with (
             _Mode(),  # type: ignore[no-untyped-call]
             patch.object(torch, "Generator", _Generator),
+            patch.object(_Backend, "is_available", staticmethod(lambda: True)),
             patch.object(torch.accelerator, "synchronize", lambda *_: None),
         ):
             yield _DEVICE
@@ -109,7 +110,8 @@ class _Generator(torch._C.Generator):
 class _Backend:
     """What torch asks a device for."""
 
-    is_available = is_initialized = staticmethod(lambda: True)
+    is_available = staticmethod(lambda: False)  # but inside `pretend_device`
+    is_initialized = staticmethod(lambda: True)
     device_count = staticmethod(lambda: 1)
     current_device = staticmethod(lambda: 0)
     _is_in_bad_fork = staticmethod(lambda: False)
