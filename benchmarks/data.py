@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import resource
 import statistics
 import sys
@@ -128,8 +129,16 @@ def measure(load: Callable[[Path], int], few: Path, many: Path, ratings: int) ->
     found = load(many)
     seconds = time.perf_counter() - begin
     assert found == ratings
-    unit = 1 if sys.platform == "darwin" else 1024
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return seconds, peak_bytes() / 1e9
+
+
+def peak_bytes() -> int:
+    """The most memory that this program had. Linux counts in getrusage what it was forked from as well."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))
+        return int(peak) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def show(title: str, seconds: dict[str, float], gigabytes: dict[str, float], console: Console) -> None:
