@@ -1,5 +1,6 @@
 #include "metarec/cosine_sgd_epoch.h"
 
+#include "../cosine_sgd_epoch_.h"
 #include "../tensor.h"
 
 namespace metarec::ops {
@@ -9,12 +10,7 @@ Tensor epoch(Tensor users, Tensor items, Tensor user_biases, Tensor item_biases,
              Tensor rating, double lr, double l2, bool cosine, bool logistic, std::int64_t seed,
              double head_lr) {
   for (Tensor* tensor : {&user, &item, &rating}) *tensor = dense(*tensor);
-  const SgdOptions options{lr,
-                           l2,
-                           cosine ? Similarity::cosine : Similarity::dot,
-                           logistic ? RatingLoss::logistic : RatingLoss::squared,
-                           static_cast<std::uint64_t>(seed),
-                           head_lr};
+  const SgdOptions options = sgd_options(lr, l2, cosine, logistic, seed, head_lr);
   const Tensor loss = torch::stable::new_empty(users, {}, ScalarType::Double);
   with_real(users, [&]<class Real>(Real) {
     mutable_values<double>(loss)[0] = cosine_sgd_epoch<Real>(

@@ -1,5 +1,6 @@
 #include "cosine_sgd_epoch_.h"
 
+#include "../cosine_sgd_epoch_.h"
 #include "torch.h"
 
 namespace metarec::ops {
@@ -37,12 +38,7 @@ Tensor epoch(Tensor users, Tensor items, Tensor user_biases, Tensor item_biases,
   const CurrentStream current(users);
   const cuda::Stream& stream = current;
   for (Tensor* tensor : {&user, &item, &rating}) *tensor = dense(*tensor);
-  const SgdOptions options{lr,
-                           l2,
-                           cosine ? Similarity::cosine : Similarity::dot,
-                           logistic ? RatingLoss::logistic : RatingLoss::squared,
-                           static_cast<std::uint64_t>(seed),
-                           head_lr};
+  const SgdOptions options = sgd_options(lr, l2, cosine, logistic, seed, head_lr);
   const std::int64_t count = rating.numel(), rows = users.size(0) + items.size(0);
   STD_TORCH_CHECK(rows < std::int64_t{1} << 31 && count < std::int64_t{1} << 31,
                   "cosine_sgd_epoch_: on CUDA there are at most 2147483647 users and items, and as many ratings, got ",
