@@ -127,7 +127,8 @@ def test_before_it_learns_anything_it_says_what_the_biases_say(cls: type[NeuralA
     untrained = cls(training=Training(epochs=1, learning_rate=1e-6, held_out=0.0)).fit(train)
     floor, support = Bias().fit(train), tasks.support.first(0)
     found, expected = (one.predict(one.adapt(support), tasks.query) for one in (untrained, floor))
-    assert torch.allclose(found.mean, expected.mean, atol=1e-3)
+    # An epoch of steps of 1e-6 moves a prediction by some 2e-5.
+    assert torch.allclose(found.mean, expected.mean, rtol=0, atol=1e-4)
     assert scenario == "new-both" or expected.mean.std() > 0.01
 
 
