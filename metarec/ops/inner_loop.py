@@ -255,7 +255,7 @@ def inner_loop_effects(
     """Give the effect of each support rating on each prediction of its task: with it, less without it.
 
     These leave-one-out effects are exact, each by steps of its own on the rest of the support. They do not add up to
-    the whole change of a prediction.
+    the whole change of a prediction. On CUDA the call waits for the device, to learn how many effects there are.
 
     Parameters
     ----------
@@ -313,8 +313,9 @@ def _rates(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, float]:
     layers = _adapted_layers(head)
     like = layers[0][0]
-    rates = torch.as_tensor(steps.rates, dtype=like.dtype, device=like.device)
-    rates = rates.expand(steps.count, len(layers))
+    # A number is filled in by the device: a copy of it would wait for that.
+    given = steps.rates.to(like) if isinstance(steps.rates, Tensor) else like.new_full((), steps.rates)
+    rates = given.expand(steps.count, len(layers))
     if steps.parameter_rates is not None:
         return rates, None, None, _flat(steps.parameter_rates), steps.pull
     if steps.rank_one_rates is None:

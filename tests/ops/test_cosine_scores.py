@@ -3,76 +3,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from metarec.ops import cosine_scores, reference
 from metarec.ops.library import NATIVE
-
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 8e-3}
-
-
-def problem(left, right, dim, pairs, dtype=torch.float64, index=torch.int64, seed=0):
-    """Two tables and pairs of their rows, a quarter of them on row 0 of the second."""
-    generator = torch.Generator().manual_seed(seed)
-    tables = [
-        torch.randn(count, dim, generator=generator, dtype=torch.float64).to(dtype) for count in (left, right)
-    ]
-    left_rows = torch.randint(max(left, 1), (pairs,), generator=generator)
-    right_rows = torch.randint(max(right, 1), (pairs,), generator=generator)
-    right_rows[torch.rand(pairs, generator=generator) < 0.25] = 0
-    return *tables, left_rows.to(index), right_rows.to(index)
+from metarec.testing.ops.cosine_scores import gradient_of_scores, problem, samples
 
 
-def gradient_of_scores(pairs, dtype=torch.float64):
-    return torch.randn(pairs, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
-
-
-SHAPES = [
-    (3, 4, 5, 0),
-    (1, 1, 1, 1),
-    (0, 2, 3, 0),
-    (5, 3, 0, 7),
-    (7, 2, 3, 40),
-    (50, 40, 16, 300),
-    (40, 60, 33, 1000),
-    (300, 20, 64, 5000),
-    (30, 30, 65, 700),
-    (9, 1000, 128, 500),
-    (5, 6, 200, 40),
-    (20000, 3, 7, 40000),
-]
-
-
-@pytest.mark.parametrize("index", [torch.int32, torch.int64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("left", "right", "dim", "pairs"), SHAPES)
-def test_equals_reference_in_double(left, right, dim, pairs, dtype, index):
-    args = problem(left, right, dim, pairs, dtype, index)
-    got = cosine_scores(*args)
-    wanted, _ = reference.cosine_scores(args[0].double(), args[1].double(), *args[2:], False)
-    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    arithmetic = TOLERANCE[torch.float32 if dtype == torch.bfloat16 else dtype]
-    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=arithmetic)
-
-
-@pytest.mark.parametrize("sparse_grad", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("left", "right", "dim", "pairs"), SHAPES)
-def test_gradients_equal_those_of_torch_in_double(left, right, dim, pairs, dtype, sparse_grad):
-    index = torch.int32 if sparse_grad else torch.int64
-    *tables, left_rows, right_rows = problem(left, right, dim, pairs, dtype, index)
-    leaves = [table.clone().requires_grad_() for table in tables]
-    doubles = [table.double().requires_grad_() for table in tables]
-    scores = cosine_scores(*leaves, left_rows, right_rows, sparse_grad=sparse_grad)
-    scores.backward(gradient_of_scores(pairs).to(scores.dtype))
-    u, v = doubles[0][left_rows.long()], doubles[1][right_rows.long()]
-    functional.cosine_similarity(u, v).backward(gradient_of_scores(pairs))
-    for leaf, double in zip(leaves, doubles, strict=True):
-        assert leaf.grad.dtype == dtype and leaf.grad.is_sparse == sparse_grad
-        scale = double.grad.abs().max().clamp_min(1) if double.grad.numel() else 1
-        torch.testing.assert_close(
-            leaf.grad.to_dense().double() / scale, double.grad / scale, rtol=0, atol=TOLERANCE[dtype]
-        )
+@pytest.mark.parametrize("sample", list(samples()), ids=str)
+def test_equals_reference_in_double(sample):
+    results = sample.call(*sample.arguments())
+    sample.check(results)
+    assert results["scores"].dtype == (torch.float64 if sample.dtype == torch.float64 else torch.float32)
+    assert all(value.dtype == sample.dtype for name, value in results.items() if name != "scores")
 
 
 @pytest.mark.parametrize("sparse_grad", [False, True])

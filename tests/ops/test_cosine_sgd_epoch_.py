@@ -7,64 +7,16 @@ from hypothesis import strategies as st
 
 from metarec.ops import cosine_scores, cosine_sgd_epoch_, reference
 from metarec.ops.library import NATIVE
-
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
-KINDS = [(similarity, loss) for similarity in ("cosine", "dot") for loss in ("squared", "logistic")]
-
-
-def problem(users, items, dim, ratings, dtype=torch.float64, index=torch.int32, seed=0):
-    """Parameters and ratings from 0 to 1, a third of them of item 0."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    parameters = (
-        normal(users, dim) / max(dim, 1) ** 0.5,
-        normal(items, dim) / max(dim, 1) ** 0.5,
-        0.3 * normal(users),
-        0.3 * normal(items),
-        torch.tensor([0.8, 0.3], dtype=dtype),
-    )
-    user = torch.randint(max(users, 1), (ratings,), generator=generator)
-    item = torch.randint(max(items, 1), (ratings,), generator=generator)
-    item[torch.rand(ratings, generator=generator) < 0.33] = 0
-    rating = torch.rand(ratings, generator=generator, dtype=torch.float64).to(dtype)
-    return *parameters, user.to(index), item.to(index), rating
+from metarec.testing.ops.cosine_sgd_epoch_ import KINDS, TOLERANCE, problem, samples
 
 
 def copies(args, dtype=None):
     return [arg.clone().to(dtype if arg.is_floating_point() else arg.dtype) for arg in args]
 
 
-SHAPES = [
-    (3, 4, 5, 0),
-    (1, 1, 1, 1),
-    (4, 3, 0, 20),
-    (7, 5, 3, 40),
-    (30, 20, 33, 200),
-    (9, 14, 16, 150),
-    (14, 9, 32, 150),
-    (25, 40, 64, 300),
-    (12, 9, 70, 100),
-    (60, 50, 4, 2100),
-]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("similarity", "loss"), KINDS)
-@pytest.mark.parametrize(("users", "items", "dim", "ratings"), SHAPES)
-def test_equals_reference_in_double(users, items, dim, ratings, similarity, loss, dtype):
-    index = torch.int64 if dim % 2 else torch.int32
-    args = problem(users, items, dim, ratings, dtype, index)
-    doubles = copies(args, torch.float64)
-    value = cosine_sgd_epoch_(*args, lr=0.05, l2=0.1, similarity=similarity, loss=loss, seed=3, head_lr=0.02)
-    kind = similarity == "cosine", loss == "logistic"
-    expected = reference.cosine_sgd_epoch_(*doubles, 0.05, 0.1, *kind, 3, 0.02)
-    tolerance = TOLERANCE[dtype]
-    torch.testing.assert_close(value, expected, rtol=tolerance, atol=0, equal_nan=True)
-    for got, wanted in zip(args[:5], doubles[:5], strict=True):
-        torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=tolerance)
+@pytest.mark.parametrize("sample", list(samples()), ids=str)
+def test_equals_reference_in_double(sample):
+    sample.check(sample.call(*sample.arguments()))
 
 
 @pytest.mark.parametrize(("similarity", "loss"), KINDS)

@@ -8,64 +8,14 @@ from hypothesis import strategies as st
 
 from metarec.ops import PreparedItems, cosine_topk, prepare_items, reference
 from metarec.ops.library import NATIVE
+from metarec.testing.ops.cosine_topk import brute_force, normal, ragged, samples
 
 
-def normal(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def brute_force(queries, items, k, excluded, similarity):
-    """Sort (score, row) of every pair in exact-as-possible NumPy arithmetic."""
-    left, right = queries.numpy().astype(np.longdouble), items.numpy().astype(np.longdouble)
-    scores = left @ right.T
-    if similarity == "cosine":
-        lengths = [np.maximum(np.sqrt((side**2).sum(1)), 1e-12) for side in (left, right)]
-        scores = scores / lengths[0][:, None] / lengths[1][None, :]
-    scores = scores.astype(queries.numpy().dtype)
-    if excluded is not None:
-        for query in range(len(scores)):
-            scores[query, excluded[1][excluded[0][query] : excluded[0][query + 1]].numpy()] = -np.inf
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    best = np.take_along_axis(scores, order, axis=1)
-    return torch.from_numpy(best), torch.from_numpy(np.where(np.isneginf(best), -1, order))
-
-
-def ragged(lists):
-    offsets = torch.tensor([0, *np.cumsum([len(rows) for rows in lists], dtype=int)])
-    return offsets, torch.tensor([row for rows in lists for row in rows], dtype=torch.int64)
-
-
-SHAPES = [
-    (0, 5, 3, 2),
-    (1, 1, 1, 1),
-    (1, 1000, 64, 20),
-    (3, 257, 7, 257),
-    (5, 31, 16, 1),
-    (17, 300, 33, 5),
-    (40, 5000, 65, 10),
-    (70, 129, 1, 3),
-    (33, 900, 128, 0),
-    (6, 77, 0, 4),
-    (2, 20000, 24, 50),
-]
-
-
-@pytest.mark.parametrize("prepared", [False, True])
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("batch", "count", "dim", "k"), SHAPES)
-def test_equals_brute_force(batch, count, dim, k, dtype, similarity, prepared):
-    queries, items = normal(batch, dim, dtype=dtype), normal(count, dim, dtype=dtype, seed=1)
-    excluded = ragged([np.random.default_rng(row).integers(0, count, 4).tolist() for row in range(batch)])
-    table = prepare_items(items, similarity=similarity) if prepared else items
-    scores, rows = cosine_topk(queries, table, k, excluded=excluded, similarity=similarity)
-    expected_scores, expected_rows = brute_force(queries, items, k, excluded, similarity)
-    assert scores.dtype == dtype and rows.dtype == torch.int64
-    torch.testing.assert_close(
-        scores, expected_scores, rtol=1e-6 if dtype == torch.float32 else 1e-13, atol=1e-14
-    )
-    assert torch.equal(rows, expected_rows)
+@pytest.mark.parametrize("sample", list(samples()), ids=str)
+def test_equals_brute_force(sample):
+    results = sample.call(*sample.arguments())
+    sample.check(results)
+    assert results["scores"].dtype == sample.dtype and results["rows"].dtype == torch.int64
 
 
 @pytest.mark.parametrize("batch", [1, 5, 40])

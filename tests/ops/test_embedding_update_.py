@@ -7,27 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from metarec.ops import RowOptimizer, cosine_scores, embedding_state, embedding_update_, reference
+from metarec.ops import RowOptimizer, cosine_scores, embedding_state, embedding_update_
 from metarec.ops.library import NATIVE
-
-RULES = ["sgd", "adagrad", "adam"]
-OPTIONS = {"lr": 0.1, "l2": 0.3, "weight_decay": 0.2, "betas": (0.8, 0.9), "eps": 1e-3}
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
-
-
-def problem(count, dim, entries, dtype=torch.float64, index=torch.int64, seed=0):
-    """A table and gradients of its rows, a third of them of its last row."""
-    generator = torch.Generator().manual_seed(seed)
-    table = torch.randn(count, dim, generator=generator, dtype=torch.float64).to(dtype)
-    rows = torch.randint(max(count, 1), (entries,), generator=generator)
-    rows[torch.rand(entries, generator=generator) < 0.33] = count - 1
-    gradients = torch.randn(entries, dim, generator=generator, dtype=torch.float64).to(dtype)
-    return table, rows.to(index), gradients
-
-
-def by_reference(table, rows, gradients, rule, state, *, lr, l2=0.0, weight_decay=0.0, betas, eps):
-    values = [state[name] for name in state]
-    reference.embedding_update_(table, values, rows, gradients, rule, lr, l2, weight_decay, *betas, eps)
+from metarec.testing.ops.embedding_update_ import OPTIONS, RULES, by_reference, problem, samples
 
 
 def doubled(state):
@@ -38,39 +20,9 @@ def doubled(state):
     }
 
 
-SHAPES = [
-    (4, 3, 0),
-    (1, 1, 1),
-    (1, 64, 700),
-    (5, 0, 7),
-    (7, 3, 40),
-    (50, 33, 300),
-    (3000, 64, 5000),
-    (90, 65, 1000),
-    (10, 128, 2000),
-    (5000, 7, 40_000),
-    (70_000, 2, 600),
-]
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("count", "dim", "entries"), SHAPES)
-def test_equals_reference_in_double(count, dim, entries, dtype, rule):
-    table, _, _ = problem(count, dim, 0, dtype)
-    state = embedding_state(table, rule)
-    expected, expected_state = table.double().clone(), doubled(state)
-    for step in range(3):
-        index = torch.int32 if step % 2 else torch.int64
-        _, rows, gradients = problem(count, dim, entries, dtype, index, seed=step)
-        embedding_update_(table, rows, gradients, rule=rule, state=state, **OPTIONS)
-        by_reference(expected, rows, gradients.double(), rule, expected_state, **OPTIONS)
-    for value, wanted in [(table, expected), *((state[name], expected_state[name]) for name in state)]:
-        scale = wanted.abs().max().clamp_min(1) if wanted.numel() and wanted.is_floating_point() else 1
-        tolerance = TOLERANCE[dtype]
-        torch.testing.assert_close(
-            value.to(wanted.dtype) / scale, wanted / scale, rtol=tolerance, atol=tolerance
-        )
+@pytest.mark.parametrize("sample", list(samples()), ids=str)
+def test_equals_reference_in_double(sample):
+    sample.check(sample.call(*sample.arguments()))
 
 
 @pytest.mark.parametrize(

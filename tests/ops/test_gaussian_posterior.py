@@ -10,88 +10,19 @@ from torch import Tensor
 
 from metarec.ops import gaussian_posterior, gaussian_update, reference
 from metarec.ops.library import NATIVE
-
-TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
-
-
-def problem(counts, rank, dtype=torch.float64, own_mean=False, own_precision=False, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    tasks, total = len(counts), sum(counts)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    root = normal(tasks, rank, rank + 2) if own_precision else normal(rank, rank + 2)
-    prior_precision = root @ root.mT / max(rank, 1) + torch.eye(rank, dtype=torch.float64)
-    prior_mean = normal(tasks, rank) if own_mean else normal(rank)
-    weights = torch.rand(total, generator=generator, dtype=torch.float64) + 0.25
-    if total > 2:
-        weights[total // 2] = 0
-    offsets = torch.tensor([0, *itertools.accumulate(counts)])
-    floating = (normal(total, rank), normal(total), weights, prior_mean, prior_precision)
-    features, targets, weights, prior_mean, prior_precision = (tensor.to(dtype) for tensor in floating)
-    return features, targets, weights, offsets, prior_mean, prior_precision
+from metarec.testing.ops.gaussian_posterior import UPDATE_TOLERANCE, gradients, posteriors, problem, updates
 
 
-SHAPES = [
-    ([], 4),
-    ([0], 3),
-    ([1], 1),
-    ([0, 0, 5, 0], 2),
-    ([3, 0, 1, 17, 64, 65, 2], 5),
-    ([50] * 9, 8),
-    ([700, 1, 0], 16),
-    ([20, 33], 17),
-    ([50, 49, 3], 31),
-    ([50] * 4, 32),
-    ([10, 200], 33),
-    ([64, 5], 64),
-    ([3, 130], 127),
-    ([90], 128),
-    ([4, 0], 0),
-]
+@pytest.mark.parametrize("sample", list(posteriors()), ids=str)
+def test_equals_reference_in_double(sample):
+    results = sample.call(*sample.arguments())
+    sample.check(results)
+    assert all(value.dtype == sample.dtype for value in results.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("own_mean", "own_precision"), [(False, False), (True, False), (False, True), (True, True)]
-)
-@pytest.mark.parametrize(("counts", "rank"), SHAPES)
-def test_equals_reference_in_double(counts, rank, own_mean, own_precision, dtype):
-    args = problem(counts, rank, dtype, own_mean, own_precision)
-    got = gaussian_posterior(*args)
-    expected = reference.gaussian_posterior(
-        *(arg.double() if arg.is_floating_point() else arg for arg in args)
-    )
-    for name, value, wanted in zip(got._fields, got, expected, strict=True):
-        scale = wanted.abs().amax().clamp_min(1) if wanted.numel() else 1
-        assert value.dtype == dtype and value.shape == wanted.shape
-        torch.testing.assert_close(
-            value.double() / scale, wanted / scale, rtol=0, atol=TOLERANCE[dtype] / 2, msg=name
-        )
-
-
-@pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize(
-    ("counts", "rank"), [([0, 0, 5, 0], 2), ([3, 0, 1, 17, 64, 65, 2], 5), ([5] * 130, 9), ([70], 33)]
-)
-def test_gradients_equal_those_of_torch_through_the_reference(counts, rank, own):
-    args = problem(counts, rank, own_mean=own, own_precision=own)
-    generator = torch.Generator().manual_seed(7)
-    gradients = []
-    for function in (gaussian_posterior, reference.gaussian_posterior):
-        leaves = [arg.clone().requires_grad_(arg.is_floating_point()) for arg in args]
-        results = function(*leaves)
-        generator.manual_seed(7)
-        loss = sum(
-            (value * torch.randn(value.shape, generator=generator, dtype=value.dtype)).sum()
-            for value in results
-        )
-        gradients.append(torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad]))
-    for index, (got, wanted) in enumerate(zip(*gradients, strict=True)):
-        if index == 4:
-            wanted = (wanted + wanted.mT) / 2
-        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("sample", list(gradients()), ids=str)
+def test_gradients_equal_those_of_torch_through_the_reference(sample):
+    sample.check(sample.call(*sample.arguments()))
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -198,18 +129,9 @@ def test_extreme_precisions_keep_the_evidence_finite():
     torch.testing.assert_close(gaussian_posterior(*args)[2], reference.gaussian_posterior(*args)[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rank", [1, 4, 33])
-def test_updates_in_any_order_equal_the_batch(rank, dtype):
-    features, targets, weights, offsets, mean, precision = problem([9], rank, dtype)
-    batch = gaussian_posterior(features, targets, weights, offsets, mean, precision)
-    for seed in range(3):
-        order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
-        state = mean[None], torch.linalg.cholesky(precision)[None]
-        for j in order:
-            state = gaussian_update(*state, features[j][None], targets[j][None], weights[j][None])
-        for value, wanted in zip(state, batch[:2], strict=True):
-            torch.testing.assert_close(value, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+@pytest.mark.parametrize("sample", list(updates()), ids=str)
+def test_updates_in_any_order_equal_the_batch(sample):
+    sample.check(sample.call(*sample.arguments()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -222,7 +144,9 @@ def test_forgetting_what_was_added_changes_nothing(dtype):
     added = gaussian_update(*before, *observation, weights)
     assert not torch.allclose(added[0], before[0], atol=1e-3)
     for value, wanted in zip(gaussian_update(*added, *observation, -weights), before, strict=True):
-        torch.testing.assert_close(value, wanted, rtol=10 * TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
+        torch.testing.assert_close(
+            value, wanted, rtol=10 * UPDATE_TOLERANCE[dtype], atol=10 * UPDATE_TOLERANCE[dtype]
+        )
 
 
 def test_update_equals_its_reference():

@@ -15,154 +15,21 @@ from metarec.ops.inner_loop import (
     InnerHead,
     InnerSteps,
     inner_loop,
-    inner_loop_effects,
-    inner_loop_predict,
     inner_loop_state,
 )
 from metarec.ops.library import NATIVE
+from metarec.testing.ops.inner_loop import (
+    Problem,
+    effects,
+    gradients_of,
+    kept,
+    of_all_sizes,
+    of_any_steps,
+    of_each_function,
+    of_each_way,
+)
 
 module = importlib.import_module("metarec.ops.inner_loop")  # the package names the function so
-TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-11}
-RATES = ["scalar", "per step", "per layer", "rank one", "full"]
-
-
-class Problem:
-    """Tasks, a head and steps; `leaves` are the floating arguments, and `run` gives the predictions for some."""
-
-    def __init__(
-        self, counts, queries, widths, *, steps=3, rates="scalar", activation="tanh", loss="squared", pull=0.0,
-        reduction="mean", adapt="all", dtype=torch.float64, seed=0,
-    ):  # fmt: skip
-        self.generator = torch.Generator().manual_seed(seed)
-        self.dtype, self.steps, self.rates = dtype, steps, rates
-        self.activation, self.loss, self.pull = activation, loss, pull
-        self.reduction, self.adapt = reduction, adapt
-        self.widths = [*widths, 2 if loss == "gaussian" else 1]
-        self.support_offsets, self.query_offsets = (
-            torch.tensor([0, *itertools.accumulate(sizes)]) for sizes in (counts, queries)
-        )
-        rows = int(self.support_offsets[-1])
-        targets = self.normal(rows)
-        targets = targets.sigmoid() if loss == "logistic" else targets
-        self.leaves = [
-            self.normal(rows, widths[0]),
-            targets,
-            self.normal(rows).abs() + 0.2,
-            self.normal(int(self.query_offsets[-1]), widths[0]),
-            *self.draw_parameters(),
-            *self.draw_rates(),
-        ]
-
-    def normal(self, *shape):
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
-
-    def draw_parameters(self):
-        for width, height in itertools.pairwise(self.widths):
-            yield self.normal(height, width) / max(width, 1) ** 0.5
-            yield self.normal(height) / 4
-
-    def draw_rates(self):
-        layers = list(itertools.pairwise(self.widths))[-1 if self.adapt == "last" else 0 :]
-        shape = {"per step": (self.steps, 1), "per layer": (len(layers),)}.get(self.rates, ())
-        yield 0.2 + 0.05 * self.normal(*shape)
-        for width, height in layers:
-            if self.rates == "rank one":
-                yield 1 + self.normal(height) / 4
-                yield 1 + self.normal(width + 1) / 4
-            elif self.rates == "full":
-                yield 1 + self.normal(height, width) / 4
-                yield 1 + self.normal(height) / 4
-
-    def arguments(self, leaves):
-        support, targets, weights, query, *rest = leaves
-        layers = len(self.widths) - 1
-        pairs = _pairs(rest[: 2 * layers])
-        head = InnerHead(pairs, self.activation, self.loss, self.adapt)
-        factors = _pairs(rest[2 * layers + 1 :]) or None
-        steps = InnerSteps(
-            self.steps,
-            rest[2 * layers],
-            rank_one_rates=factors if self.rates == "rank one" else None,
-            parameter_rates=factors if self.rates == "full" else None,
-            pull=self.pull,
-            reduction=self.reduction,
-        )
-        return (head, steps, support, targets, self.support_offsets, query, self.query_offsets), weights
-
-    def run(self, leaves=None, order=2):
-        arguments, weights = self.arguments(self.leaves if leaves is None else leaves)
-        return inner_loop(*arguments, weights=weights, order=order)
-
-    def double(self):
-        return [leaf.double() for leaf in self.leaves]
-
-
-def _pairs(values):
-    return list(zip(values[::2], values[1::2], strict=True))
-
-
-def by_autograd(problem, leaves, order=2):
-    """The definition, task by task, by torch's autograd alone."""
-    (head, steps, support, targets, support_offsets, query, query_offsets), weights = problem.arguments(
-        leaves
-    )
-    function = {"relu": torch.relu, "tanh": torch.tanh, "gelu": torch.nn.functional.gelu}[head.activation]
-    layers = len(head.layers)
-    frozen = layers - 1 if head.adapt == "last" else 0
-
-    def outputs(parameters, inputs):
-        for layer, (weight, bias) in enumerate(_pairs(parameters)):
-            inputs = torch.nn.functional.linear(function(inputs) if layer else inputs, weight, bias)
-        return inputs
-
-    def losses(z, y):
-        if head.loss == "squared":
-            return (z[:, 0] - y) ** 2 / 2
-        if head.loss == "logistic":
-            return torch.nn.functional.binary_cross_entropy_with_logits(z[:, 0], y, reduction="none")
-        return torch.nn.functional.gaussian_nll_loss(z[:, 0], y, z[:, 1].exp(), eps=1e-300, reduction="none")
-
-    start = [part for pair in head.layers for part in pair]
-    adapting = start[2 * frozen :]
-    rates = steps.rates.expand(steps.count, layers - frozen)
-    factors = [torch.ones_like(part) for part in adapting]
-    if steps.rank_one_rates is not None:
-        factors = [f for u, v in steps.rank_one_rates for f in (torch.outer(u, v[:-1]), u * v[-1])]
-    if steps.parameter_rates is not None:
-        factors = [f for pair in steps.parameter_rates for f in pair]
-    predictions = []
-    for task in range(len(support_offsets) - 1):
-        own = slice(support_offsets[task], support_offsets[task + 1])
-        asked = slice(query_offsets[task], query_offsets[task + 1])
-        shares = weights[own]
-        if steps.reduction == "mean" and len(shares):
-            shares = shares / shares.sum()
-        adapted = [part if part.requires_grad else part.clone().requires_grad_() for part in adapting]
-        for k in range(steps.count):
-            z = outputs([*start[: 2 * frozen], *adapted], support[own])
-            objective = (shares * losses(z, targets[own])).sum()
-            gradients = torch.autograd.grad(
-                objective, adapted, create_graph=order == 2, retain_graph=True, allow_unused=True
-            )
-            moved = []
-            for index, (part, gradient) in enumerate(zip(adapted, gradients, strict=True)):
-                distance = part - adapting[index]
-                total = gradient + steps.pull * (distance if order == 2 else distance.detach())
-                moved.append(part - rates[k, index // 2] * factors[index] * total)
-            adapted = moved
-        predictions.append(outputs([*start[: 2 * frozen], *adapted], query[asked]))
-    result = torch.cat(predictions)
-    return result if head.loss == "gaussian" else result[:, 0]
-
-
-def gradients_of(function, leaves):
-    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    predictions = function(leaves)
-    weights = torch.linspace(-1, 1, predictions.numel(), dtype=predictions.dtype).view(predictions.shape)
-    found = torch.autograd.grad((predictions * weights).sum(), leaves, allow_unused=True)
-    return predictions.detach(), [
-        torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True)
-    ]
 
 
 def assert_close(got, wanted, tolerance):
@@ -170,49 +37,16 @@ def assert_close(got, wanted, tolerance):
     torch.testing.assert_close(got.double() / scale, wanted / scale, rtol=0, atol=tolerance)
 
 
-SHAPES = [
-    ([3], [2], [4]),
-    ([3], [2], [4, 5]),
-    ([3], [2], [4, 5, 3]),
-    ([0, 2, 1, 7], [1, 3, 0, 2], [5, 6, 4]),
-    ([1, 30, 2], [2, 70, 130], [9, 8, 16]),
-    ([40, 3], [5, 200], [3, 17, 2]),
-    ([20, 5], [3, 2], [33, 31, 8]),
-    ([6, 1], [1, 1], [64, 1, 9]),
-    ([200], [10], [16, 12]),
-    ([2, 60], [3, 3], [7]),
-]
+@pytest.mark.parametrize("sample", list(of_all_sizes()), ids=str)
+def test_equals_autograd(sample):
+    results = sample.call(*sample.arguments())
+    sample.check(results)
+    assert all(value.dtype == sample.dtype for value in results.values())
 
 
-def assert_equals_autograd(problem, order):
-    wanted, wanted_gradients = gradients_of(
-        lambda leaves: by_autograd(problem, leaves, order), problem.double()
-    )
-    got, gradients = gradients_of(lambda leaves: problem.run(leaves, order), problem.leaves)
-    assert got.dtype == problem.dtype
-    assert_close(got, wanted, TOLERANCE[problem.dtype])
-    for value, target in zip(gradients, wanted_gradients, strict=True):
-        assert_close(value, target, TOLERANCE[problem.dtype])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("rates", RATES)
-@pytest.mark.parametrize(("counts", "queries", "widths"), SHAPES)
-def test_equals_autograd(counts, queries, widths, rates, order, dtype):
-    assert_equals_autograd(Problem(counts, queries, widths, rates=rates, dtype=dtype), order)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("loss", ["squared", "logistic", "gaussian"])
-@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
-@pytest.mark.parametrize("widths", [[6, 5, 4], [6, 9]])
-def test_equals_autograd_for_each_activation_and_loss(widths, activation, loss, order, dtype):
-    problem = Problem(
-        [3, 0, 40], [2, 2, 3], widths, activation=activation, loss=loss, rates="per step", dtype=dtype
-    )
-    assert_equals_autograd(problem, order)
+@pytest.mark.parametrize("sample", list(of_each_function()), ids=str)
+def test_equals_autograd_for_each_activation_and_loss(sample):
+    sample.check(sample.call(*sample.arguments()))
 
 
 def activated(activation, inputs):
@@ -248,22 +82,9 @@ def test_activations_of_what_is_not_finite():
     torch.testing.assert_close(activated("gelu", inputs)[[0, 2]], inputs[[0, 2]], equal_nan=True)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("rates", RATES)
-@pytest.mark.parametrize("pull", [0.0, 0.7])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("adapt", ["all", "last"])
-def test_equals_autograd_for_each_way_to_step(adapt, reduction, pull, rates, order):
-    problem = Problem(
-        [3, 1, 30], [2, 1, 3], [6, 5, 4], adapt=adapt, reduction=reduction, pull=pull, rates=rates
-    )
-    assert_equals_autograd(problem, order)
-
-
-@pytest.mark.parametrize("rates", RATES)
-@pytest.mark.parametrize("steps", [0, 1, 7])
-def test_equals_autograd_for_any_number_of_steps(steps, rates):
-    assert_equals_autograd(Problem([3, 2], [2, 1], [6, 5, 4], steps=steps, rates=rates), 2)
+@pytest.mark.parametrize("sample", [*of_each_way(), *of_any_steps()], ids=str)
+def test_equals_autograd_for_each_way_to_step_and_any_number_of_steps(sample):
+    sample.check(sample.call(*sample.arguments()))
 
 
 def test_meta_gradient_of_least_squares_is_known():
@@ -366,20 +187,9 @@ def test_gradcheck(options):
     assert torch.autograd.gradcheck(lambda *leaves: problem.run(leaves, order), leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("rates", RATES)
-@pytest.mark.parametrize("counts", [[3, 0, 1], [50, 2, 9]])
-def test_a_state_predicts_as_the_loop_does(counts, rates):
-    for adapt, pull in (("all", 0.0), ("last", 0.3), ("all", 0.3)):
-        problem = Problem(counts, [2, 100, 0], [6, 5, 4], rates=rates, adapt=adapt, pull=pull)
-        (head, steps, support, targets, offsets, query, query_offsets), weights = problem.arguments(
-            problem.leaves
-        )
-        state = inner_loop_state(head, steps, support, targets, offsets, weights=weights)
-        wanted = inner_loop(
-            head, steps, support, targets, offsets, query, query_offsets, weights=weights, order=0
-        )
-        got = inner_loop_predict(head, state, offsets, query, query_offsets)
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("sample", list(kept()), ids=str)
+def test_a_state_predicts_as_the_loop_does(sample):
+    sample.check(sample.call(*sample.arguments()))
 
 
 def test_a_state_in_gram_form_is_small():
@@ -389,29 +199,9 @@ def test_a_state_in_gram_form_is_small():
     assert [list(part.shape) for part in state] == [[5, 1000], [5, 8], [2, 17]]
 
 
-@pytest.mark.parametrize("loss", ["squared", "gaussian"])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_effects_are_those_of_a_support_without_the_rating(reduction, loss):
-    problem = Problem([3, 0, 1, 20], [2, 1, 3, 2], [6, 5, 4], reduction=reduction, loss=loss)
-    (head, steps, support, targets, offsets, query, query_offsets), weights = problem.arguments(
-        problem.leaves
-    )
-    effects = inner_loop_effects(
-        head, steps, support, targets, offsets, query, query_offsets, weights=weights
-    )
-    wanted = []
-    for task in range(4):
-        own = torch.arange(int(offsets[task]), int(offsets[task + 1]))
-        asked = query[query_offsets[task] : query_offsets[task + 1]]
-
-        def predict(rows, asked=asked):
-            alone = torch.tensor([0, len(rows)]), asked, torch.tensor([0, len(asked)])
-            return inner_loop(
-                head, steps, support[rows], targets[rows], *alone, weights=weights[rows], order=0
-            )
-
-        wanted += [predict(own) - predict(own[own != row]) for row in own]
-    torch.testing.assert_close(effects, torch.cat(wanted), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("sample", list(effects()), ids=str)
+def test_effects_are_those_of_a_support_without_the_rating(sample):
+    sample.check(sample.call(*sample.arguments()))
 
 
 def test_ratings_of_weight_zero_are_absent():
