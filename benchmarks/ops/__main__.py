@@ -57,8 +57,8 @@ def cases(op: str) -> Iterator[Case]:
 
 def time_case(op: str, case: Case, seconds: float) -> Iterator[Row]:
     """Give a row per peer, and one without a peer where the case has none."""
-    rates = Rates.measure()
-    floor = max(case.bytes / rates.bytes_per_second, case.operations / rates.operations_per_second)
+    rates = Rates.measure(bytes=case.work.bytes)
+    floor = case.work.seconds(rates)
     taken = medians({"ours": case.ours, **case.peers}, seconds=seconds)
     ours = taken["ours"]
     for peer in case.peers or [None]:
@@ -70,11 +70,15 @@ def time_case(op: str, case: Case, seconds: float) -> Iterator[Row]:
             "peer": peer,
             "peer_ms": None if time is None else 1e3 * time,
             "ratio": None if time is None else time / ours,
+            "bytes": case.work.bytes,
+            "operations": case.work.operations,
             "floor_ms": 1e3 * floor,
+            "share": floor / ours,
             "gigabytes_per_second": rates.bytes_per_second / 1e9,
             "gigaflops": rates.operations_per_second / 1e9,
             "least_ratio": None if peer is None else case.least_ratio.get(peer),
             "most_ms": case.most_ms,
+            "faster_than_floor": case.faster_than_floor,
         }
 
 
@@ -85,7 +89,7 @@ def show(rows: list[Row], console: Console) -> None:
     ours = f"ours {_number(row['ours_ms'])} ms"
     if row["most_ms"] is not None:
         ours += _target(f"≤ {row['most_ms']:g} ms", row["ours_ms"] <= row["most_ms"])
-    console.print(f"  {ours}, {row['floor_ms'] / row['ours_ms']:.0%} of what the floor allows")
+    console.print(f"  {ours}, {row['share']:.0%} of what the floor allows{_explained(row)}")
     console.print(
         f"  floor {_number(row['floor_ms'])} ms: copying at {row['gigabytes_per_second']:.1f} GB/s, "
         f"multiplying at {row['gigaflops']:.1f} GFLOP/s"
@@ -98,6 +102,12 @@ def show(rows: list[Row], console: Console) -> None:
             peer += _target(f"≥ {row['least_ratio']:g} ×", row["ratio"] >= row["least_ratio"])
         console.print(peer)
     console.print()
+
+
+def _explained(row: Row) -> str:
+    if row["share"] <= 1:
+        return ""
+    return f" ({row['faster_than_floor'] or '[red]the floor or the rates are wrong[/]'})"
 
 
 def _target(target: str, met: bool) -> str:

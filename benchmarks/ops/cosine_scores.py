@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks import roofline
 from benchmarks.ops import Case
 from metarec.ops import cosine_scores
 
@@ -31,12 +32,12 @@ def cases() -> Iterator[Case]:
         scores = functional.cosine_similarity(users[user], items[item])
         return torch.autograd.grad(scores, (users, items), gradient)
 
+    rows = len(user.unique()) + len(item.unique())
     yield Case(
         f"{PAIRS:,} pairs of {USERS:,} users and {ITEMS:,} items × {DIM}, with gradients",
         ours=ours,
-        # Both rows of a pair for its score, and each once more for the gradient of the other; the gradients; the pairs.
-        bytes=4 * DIM * (4 * PAIRS + USERS + ITEMS) + 3 * 16 * PAIRS,
-        operations=PAIRS * DIM * (6 + 4),
+        work=roofline.cosine_scores(PAIRS, rows, DIM)
+        + roofline.cosine_scores_backward(PAIRS, rows, DIM, dense=USERS + ITEMS),
         peers={"torch gather + cosine_similarity": by_torch},
         least_ratio={"torch gather + cosine_similarity": 4},
     )

@@ -11,6 +11,7 @@ import torch
 from surprise import SVD, Reader
 from surprise import Dataset as SurpriseDataset
 
+from benchmarks import roofline
 from benchmarks.ops import Case
 from metarec import load_dataset
 from metarec.data import Dataset
@@ -51,7 +52,8 @@ def epochs(
     frame = pl.DataFrame({"user": user.numpy(), "item": item.numpy(), "rating": rating.numpy()}).to_pandas()
     train = SurpriseDataset.load_from_df(frame, Reader(rating_scale=(1, 5))).build_full_trainset()
     count, generator = len(rating), torch.Generator().manual_seed(0)
-    for similarity, products in (("cosine", 3), ("dot", 1)):
+    rows = len(user.unique()) + len(item.unique())
+    for similarity in ("cosine", "dot"):
         parameters = (
             0.1 * torch.randn(users, DIM, generator=generator),
             0.1 * torch.randn(items, DIM, generator=generator),
@@ -69,10 +71,7 @@ def epochs(
         yield Case(
             f"{EPOCHS} epochs over {name}, {count:,} ratings × {DIM}, {similarity}",
             ours=ours,
-            # The ratings; the rows stay in the caches.
-            bytes=12 * count * EPOCHS,
-            # The products of a pair, and the moves of both rows along themselves and each other.
-            operations=2 * (products + 4) * DIM * count * EPOCHS,
+            work=roofline.cosine_sgd_epoch_(count, rows, DIM, similarity=similarity) * EPOCHS,
             peers={"Surprise SVD": lambda: SVD(n_factors=DIM, n_epochs=EPOCHS).fit(train)},
             least_ratio={"Surprise SVD": 8},
         )

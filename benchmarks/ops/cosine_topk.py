@@ -9,6 +9,7 @@ import torch
 from implicit.cpu.topk import topk as implicit_topk
 from threadpoolctl import threadpool_limits
 
+from benchmarks import roofline
 from benchmarks.ops import Case
 from metarec.ops import cosine_topk, prepare_items
 
@@ -24,14 +25,13 @@ def cases() -> Iterator[Case]:
     yield Case(
         f"{K} best of {ITEMS:,} × {DIM} for {QUERIES:,} queries",
         ours=lambda: cosine_topk(queries, prepared, K, similarity="dot"),
-        bytes=4 * (ITEMS + QUERIES) * DIM + 12 * QUERIES * K,
-        # A first pass in integers of 16 bits goes below this floor, which is that of products of floats.
-        operations=2 * ITEMS * QUERIES * DIM,
+        work=roofline.cosine_topk(QUERIES, ITEMS, DIM, K),
         peers={
             "implicit topk": lambda: by_implicit(items, queries),
             "torch matmul + topk": lambda: torch.topk(queries @ items.T, K),
         },
         least_ratio={"implicit topk": 2, "torch matmul + topk": 3},
+        faster_than_floor="a first pass in integers of 16 bits, twice as many at once as the floats of the floor",
     )
     one = queries[:1]
     index = faiss.IndexFlatIP(DIM)
@@ -39,9 +39,7 @@ def cases() -> Iterator[Case]:
     yield Case(
         f"{K} best of {ITEMS:,} × {DIM} for one query",
         ours=lambda: cosine_topk(one, prepared, K, similarity="dot"),
-        # A byte per value bounds the scores well enough to read only few items in full.
-        bytes=ITEMS * (DIM + 8),
-        operations=0,
+        work=roofline.cosine_topk(1, ITEMS, DIM, K, item_bytes=DIM + 8),
         peers={
             "faiss IndexFlatIP": lambda: index.search(one.numpy(), K),
             "torch matmul + topk": lambda: torch.topk(one @ items.T, K),

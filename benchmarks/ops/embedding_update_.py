@@ -15,11 +15,11 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 
+from benchmarks import roofline
 from benchmarks.ops import Case
 from metarec.ops import embedding_state, embedding_update_
 
 ROWS, DIM, ENTRIES, EXPONENT = 1_000_000, 64, 65_536, 1.3
-ROW_BYTES, ENTRY_BYTES = 4 * DIM, 4 * DIM + 8
 
 
 def cases() -> Iterator[Case]:
@@ -46,9 +46,7 @@ def adam(name: str, rows: Tensor, gradients: Tensor, distinct: int) -> Case:
     return Case(
         f"Adam, {name}",
         ours=lambda: embedding_update_(table, rows, gradients, rule="adam", state=state, lr=1e-3),
-        # The gradients; each row with its two means, read and written.
-        bytes=ENTRIES * ENTRY_BYTES + 6 * distinct * ROW_BYTES,
-        operations=0,
+        work=roofline.embedding_update_(ENTRIES, distinct, DIM, rule="adam"),
         peers={"torch SparseAdam": optimizer.step},
         least_ratio={"torch SparseAdam": 10},
     )
@@ -62,8 +60,7 @@ def adagrad(name: str, rows: Tensor, gradients: Tensor, distinct: int) -> Case:
     return Case(
         f"row-wise Adagrad, {name}",
         ours=lambda: embedding_update_(table, rows, gradients, rule="adagrad", state=state, lr=1e-2),
-        bytes=ENTRIES * ENTRY_BYTES + 2 * distinct * ROW_BYTES,
-        operations=0,
+        work=roofline.embedding_update_(ENTRIES, distinct, DIM, rule="adagrad"),
         peers={"fbgemm-gpu-cpu": lambda: forward.backward(gradients, retain_graph=True)},
     )
 
@@ -86,8 +83,8 @@ def adagrad_with_forward(name: str, rows: Tensor, gradients: Tensor, distinct: i
     return Case(
         f"gather and row-wise Adagrad, {name}",
         ours=ours,
-        bytes=2 * ENTRIES * ENTRY_BYTES + 3 * distinct * ROW_BYTES,
-        operations=0,
+        work=roofline.gather(ENTRIES, distinct, DIM)
+        + roofline.embedding_update_(ENTRIES, distinct, DIM, rule="adagrad"),
         peers={"fbgemm-gpu-cpu": lambda: module(rows, offsets).backward(gradients)},
         least_ratio={"fbgemm-gpu-cpu": 2.5},
     )

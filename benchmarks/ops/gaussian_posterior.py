@@ -7,14 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from benchmarks import roofline
 from benchmarks.ops import Case
 from metarec.ops import gaussian_posterior
 
 TASKS, RATINGS, RANK = 1000, 50, 32
-
-# Of one task: its observations are read, its mean and factor are written; Gram matrix, factorisation and two solves.
-BYTES = 4 * (RATINGS * (RANK + 2) + RANK * (RANK + 1))
-OPERATIONS = RATINGS * RANK * (RANK + 1) + RANK**3 / 3 + 2 * RANK**2
 
 
 def cases() -> Iterator[Case]:
@@ -28,8 +25,7 @@ def cases() -> Iterator[Case]:
     yield Case(
         f"{TASKS:,} tasks × {RATINGS} ratings × rank {RANK}",
         ours=lambda: gaussian_posterior(f, y, w, offsets, m, p),
-        bytes=TASKS * BYTES,
-        operations=TASKS * OPERATIONS,
+        work=roofline.gaussian_posterior(TASKS, TASKS * RATINGS, RANK),
         peers={
             "NumPy loop": lambda: numpy_loop(f, y, w, offsets, m, p),
             "torch batched": lambda: torch_batched(f, y, w, m, p),
@@ -41,15 +37,13 @@ def cases() -> Iterator[Case]:
     yield Case(
         f"one new user of {RATINGS} ratings, inside the op",
         ours=lambda: inside(f1, y1, w1, user, m, p),
-        bytes=BYTES,
-        operations=OPERATIONS,
+        work=roofline.gaussian_posterior(1, RATINGS, RANK),
         most_ms=0.03,
     )
     yield Case(
         f"one new user of {RATINGS} ratings, from Python",
         ours=lambda: gaussian_posterior(f1, y1, w1, user, m, p),
-        bytes=BYTES,
-        operations=OPERATIONS,
+        work=roofline.gaussian_posterior(1, RATINGS, RANK),
         peers={
             "NumPy loop": lambda: numpy_loop(f1, y1, w1, user, m, p),
             "torch batched": lambda: torch_batched(f1, y1, w1, m, p),

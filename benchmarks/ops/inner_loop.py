@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from benchmarks import roofline
 from benchmarks.ops import Case
+from benchmarks.roofline import Work
 from metarec.ops import InnerHead, InnerSteps, inner_loop
 
 WIDTH, HIDDEN, STEPS, RATE = 256, 64, 5, 0.01
@@ -21,16 +23,14 @@ def cases() -> Iterator[Case]:
     yield Case(
         f"second order, {alike}, 20 + 10 ratings",
         ours=lambda: alike.by_metarec(2),
-        bytes=alike.bytes(),
-        operations=alike.operations(2),
+        work=alike.work(2),
         peers={"vmap(grad)": lambda: alike.by_vmap(2), "Python loop": lambda: alike.by_loop(2)},
         least_ratio={"vmap(grad)": 8, "Python loop": 40},
     )
     yield Case(
         f"first order, {alike}, 20 + 10 ratings",
         ours=lambda: alike.by_metarec(1),
-        bytes=alike.bytes(),
-        operations=alike.operations(1),
+        work=alike.work(1),
         peers={"vmap(grad)": lambda: alike.by_vmap(1), "Python loop": lambda: alike.by_loop(1)},
         least_ratio={"Python loop": 50},
     )
@@ -38,8 +38,7 @@ def cases() -> Iterator[Case]:
     yield Case(
         f"second order, {ragged}, 1 to 200 + 10 ratings",
         ours=lambda: ragged.by_metarec(2),
-        bytes=ragged.bytes(),
-        operations=ragged.operations(2),
+        work=ragged.work(2),
         peers={"padded vmap(grad)": lambda: ragged.by_vmap(2)},
         least_ratio={"padded vmap(grad)": 10},
     )
@@ -78,22 +77,10 @@ class Tasks:
     def __str__(self) -> str:
         return f"{WIDTH}-{HIDDEN}-{HIDDEN}-1, {len(self.supports)} tasks, {STEPS} steps"
 
-    def bytes(self) -> float:
-        """Inputs are read and the gradient of the parameters is written."""
-        return 4 * (self.support.numel() + self.query.numel() + sum(p.numel() for p in self.parameters))
-
-    def operations(self, order: Literal[1, 2]) -> float:
-        """In Gram form: the products of the forward pass, of the way back, and of the steps in both."""
-        total = 0.0
-        for s, q in zip(self.supports, self.queries, strict=True):
-            first = (s + q) * WIDTH * HIDDEN + s * (s + q) * WIDTH
-            step = s * s * HIDDEN + 3 * s * HIDDEN**2
-            query = q * s * HIDDEN + q * HIDDEN**2
-            total += first + STEPS * step + query
-            total += q * WIDTH * HIDDEN + 2 * q * HIDDEN**2
-            if order == 2:
-                total += s * WIDTH * HIDDEN + q * s * HIDDEN + STEPS * (s * s * HIDDEN + 6 * s * HIDDEN**2)
-        return 2 * total
+    def work(self, order: Literal[1, 2]) -> Work:
+        """Give what the predictions and the gradient of the parameters take at least."""
+        sizes = self.supports, self.queries, (WIDTH, HIDDEN, HIDDEN, 1), STEPS
+        return roofline.inner_loop(*sizes) + roofline.inner_loop_backward(*sizes, order=order)
 
     def by_metarec(self, order: Literal[1, 2]) -> tuple[Tensor, ...]:
         """One call."""
