@@ -92,7 +92,7 @@ def cosine_scores_backward(
     """
     written = dense * dim * itemsize if dense is not None else rows * (dim * itemsize + INDEX)
     read = rows * dim * itemsize + pairs * (2 * index + max(itemsize, 4))
-    return Work(read + written, dim * (4 * pairs + 3 * rows))
+    return Work(read + written, dim * (4 * pairs + rows))
 
 
 def cosine_sgd_epoch_(
@@ -174,7 +174,7 @@ def embedding_update_(
         Bytes of a value, and of the number of a row.
     """
     state = {"sgd": 0, "adagrad": itemsize, "adam": 2 * dim * itemsize + 4}[rule]
-    step = {"sgd": 2, "adagrad": 4, "adam": 13}[rule]
+    step = {"sgd": 2, "adagrad": 4, "adam": 12}[rule]
     return Work(
         gradients * (dim * itemsize + index) + 2 * rows * (dim * itemsize + state),
         dim * (gradients - rows + step * rows),
@@ -253,8 +253,8 @@ def gaussian_posterior_backward(
     # Of an observation: its product with the gradient of the precision; three sums; three terms of its own gradient.
     per_observation = 2 * rank**2 + 6 * rank + 5 * rank
     # The way back through the factor, which costs that twice; two substitutions, the prior precision times what reaches
-    # the mean, and two outer products for the gradient of either precision.
-    per_task = 2 * rank**3 / 3 + 2 * rank**2 + 2 * rank**2 + 2 * 4 * triangle
+    # the mean, and two outer products for the gradient of either precision, which is added to that of the other.
+    per_task = 2 * rank**3 / 3 + 2 * rank**2 + 2 * rank**2 + 9 * triangle
     shared = priors * rank**3  # the inverse of the prior precision
     return Work(
         (read + written) * itemsize + (tasks + 1) * INDEX,
