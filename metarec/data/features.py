@@ -57,6 +57,14 @@ class Features:
         return cls(offsets, columns[order], values[order], width)
 
     @classmethod
+    def from_dense(cls, matrix: Tensor, attribute: str) -> Self:
+        """The rows of a `matrix` (float [N, width]), whose columns are one attribute's."""
+        count, width = matrix.shape
+        offsets = torch.arange(count + 1, device=matrix.device) * width
+        columns = torch.arange(width, device=matrix.device).repeat(count)
+        return cls(offsets, columns, matrix.flatten(), width, (Block(attribute, 0, width),))
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
         """Put the columns of `parts`, which describe the same entities, side by side."""
         starts = [0]

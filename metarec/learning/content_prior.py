@@ -133,7 +133,7 @@ class _Regression:
         size = covariance.shape[0]
         unit = torch.eye(size, dtype=covariance.dtype)
         inverse = torch.linalg.solve_triangular(self.root, unit, upper=False)
-        posterior = _inverse(self.precision + inverse.mT @ inverse)
+        posterior = spd_inverse(self.precision + inverse.mT @ inverse)
         self.gram = unit - inverse @ posterior @ inverse.mT
         self.target = (posterior @ self.shift[..., None])[..., 0] @ inverse.mT
 
@@ -183,8 +183,8 @@ class _Regression:
     def covariance_around(self, means: Tensor, covariance: Tensor) -> Tensor:
         """A few steps of EM for Σ."""
         for _ in range(_FOLDS):
-            inverse = _inverse(covariance)
-            posterior = _inverse(self.precision + inverse)
+            inverse = spd_inverse(covariance)
+            posterior = spd_inverse(self.precision + inverse)
             away = _apply(posterior, means @ inverse + self.shift) - means
             spread = (self.weight[:, None, None] * posterior).sum(0)
             covariance = spread + away.mT @ (self.weight[:, None] * away)
@@ -227,7 +227,8 @@ class _Regression:
         return solution
 
 
-def _inverse(matrices: Tensor) -> Tensor:
+def spd_inverse(matrices: Tensor) -> Tensor:
+    """The inverses of symmetric positive definite matrices [..., d, d]."""
     return torch.cholesky_inverse(torch.linalg.cholesky(matrices))
 
 

@@ -22,13 +22,15 @@ from metarec.learning import (
     Run,
     fit_content_prior,
 )
-from metarec.ops import gaussian_posterior, gaussian_update
+from metarec.learning.content_prior import spd_inverse
+from metarec.ops import GaussianPosterior, gaussian_posterior
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
 
 MOST_KNOTS = 20
 RATINGS_PER_KNOT = 500
 LEAST_VARIANCE = 1e-4
+SWEEPS_WITH_CONTENT = 3
 PAIRS_AT_ONCE = 1 << 16
 PAIRS_FOR_NOISE = 1 << 16
 
@@ -54,12 +56,15 @@ class ChoicePosterior(Posterior):
 
     Parameters
     ----------
+    prior : float [T, 1 + rank]
+        The mean before any choice is known.
     count : int64 [T]
         Partners in the support.
     sums : float [T, d² + 2 d], with d = 1 + rank
         Sums over them of φφᵀ, (1 − o) φ and o φ, with o the score that the partner has by itself.
     """
 
+    prior: Tensor
     count: Tensor
     sums: Tensor
 
@@ -118,6 +123,30 @@ class Gaussians(NamedTuple):
         return _outer(self.pattern) + self.pattern_covariance.flatten(1)
 
 
+class Link(NamedTuple):
+    """What choices say of ratings: ``θ | c ~ N(θ₀ + Bᵀ(c − c₀), Σ)`` for an entity that chooses by c, expected c₀.
+
+    Parameters
+    ----------
+    weight : float [1 + rank, 1 + rank]
+        B.
+    covariance : float [1 + rank, 1 + rank]
+        Σ, of what choices leave open.
+    scale : float []
+        s, by which the covariance of c counts.
+    """
+
+    weight: Tensor
+    covariance: Tensor
+    scale: Tensor
+
+    def given(self, prior: Tensor, choice: ChoicePosterior) -> tuple[Tensor, Tensor]:
+        """Mean [T, 1 + rank] and precision [T, 1 + rank, 1 + rank] of θ before any rating, θ₀ being `prior`."""
+        half: Tensor = torch.linalg.solve_triangular(choice.cholesky, self.weight, upper=False)
+        mean = prior + (choice.mean - choice.prior) @ self.weight
+        return mean, spd_inverse(self.covariance + self.scale * (half.mT @ half))
+
+
 class Observations(NamedTuple):
     """What the ratings of a support say of its entities: ``target = feature · θ + N(0, 1 / precision)``."""
 
@@ -148,7 +177,7 @@ class Bayesian(Algorithm):
     exactly, given the partners. What is not known of them counts by moment matching: with C the partner's covariance,
     1/w = τ² + E[aᵀ C a] over the prior of a = (1, u), and the variance of a rating is
     σ² + âᵀ C â + φ̂ᵀ Λ⁻¹ φ̂ + tr(C Λ⁻¹), the trace over the factors. The same holds with the sides swapped; a new
-    partner has its content prior.
+    partner has its content prior. θ₀ and Σ are those given what the entity chooses, see below.
 
     **Choices** (Hu et al. 2008), from implicit feedback, or beside explicit ratings from what was rated at all: a model
     of the same form for 1 where a partner was chosen, with weight 1, and 0 where not, with weight `unobserved_weight`;
@@ -157,6 +186,15 @@ class Bayesian(Algorithm):
     known entities' average: what is not in it counts as not chosen by that share, so that an empty support keeps the
     prior. The weights make a pseudo-likelihood, so no variance is given. Lists over a catalogue are ranked by this:
     what matters there is what a newcomer would choose.
+
+    **What choices say of ratings** (the idea of SVD++, Koren 2008). What an entity chooses at all tells how it rates:
+    with c its bias and factors of choices, expected c₀ by its attributes, and c ~ N(ĉ, V) by its support,
+
+        θ ~ N(θ₀ + Bᵀ(ĉ − c₀), Σ + s Bᵀ V B)
+
+    before any rating is read, and N(θ₀, Σ + s Bᵀ Σ_c B) before any choice is known. B is fitted with the rest of the
+    prior: what known entities chose is one more attribute of theirs. V comes from a pseudo-likelihood, and has no scale
+    of its own: s ≤ 1 is such that a new entity has the variance, in units of Σ, that attributes alone leave open.
 
     Parameters
     ----------
@@ -189,16 +227,18 @@ class Bayesian(Algorithm):
 
     def fit(self, train: Dataset, *, valid: Tasks | None = None, run: Run = Run()) -> Self:
         """Fit what is chosen, and where ratings are explicit what they are."""
-        self.choice_ = self._fitted(_choices(train), run, "choices").choice_model().state()
+        choices = self._fitted(_choices(train), run, "choices")
+        self.choice_ = choices.choice_model().state()
         self.rating_ = {}
         if not train.scale.implicit:
-            self.rating_ = self._fitted(train, run, "ratings").rating_model().state()
+            self.rating_ = self._fitted(train, run, "ratings", choices).rating_model().state()
         return self
 
     def adapt(self, support: Support) -> Newcomers:
         """The posterior of each task's bias and factors."""
-        rating = self.ratings.adapt(support) if self.rating_ else None
-        return Newcomers(self.choices.adapt(support), rating, support.side)
+        choice = self.choices.adapt(support)
+        rating = self.ratings.adapt(support, choice) if self.rating_ else None
+        return Newcomers(choice, rating, support.side)
 
     def predict(self, adapted: Adapted, query: Query) -> Prediction:
         """Mean and variance of each rating; with implicit feedback the score of being chosen."""
@@ -218,55 +258,64 @@ class Bayesian(Algorithm):
         return _partner_factors(self.choices.entities(partner_side(side), partners))
 
     def absorb(self, adapted: Adapted, rating: Support) -> Newcomers:
-        """One more rating per task: in O(rank²), and what is chosen in O(rank³)."""
+        """One more rating per task, in O(rank³)."""
         return self._updated(_newcomers(adapted), rating, 1)
 
     def forget(self, adapted: Adapted, rating: Support) -> Newcomers:
-        """One rating less per task: in O(rank²), and what is chosen in O(rank³)."""
+        """One rating less per task, in O(rank³)."""
         return self._updated(_newcomers(adapted), rating, -1)
 
     def explain(self, adapted: Adapted, support: Support, query: Query) -> Explanation:
-        """Rating j adds ``φ*ᵀ Λ⁻¹ w_j φ_j (r_j − μ − b_j − φ_jᵀ θ₀)`` to what the prior expects.
+        """Rating j adds ``φ*ᵀ Λ⁻¹ w_j φ_j (r_j − μ − b_j − φ_jᵀ θ₀)`` to what the prior expects, and its choice a part.
 
-        With implicit feedback what was not chosen counts too; each of the support's has an equal share of that.
+        The choice moves c by its part of ``c − c₀``, and with it the prior mean of θ by B's. What was not chosen counts
+        too; each of the support's has an equal share of that.
         """
-        newcomers = _newcomers(adapted)
-        model: FactorModel = self.choices if newcomers.rating is None else self.ratings
-        posterior = newcomers.rating or newcomers.choice
-        prior = model.prior[support.side].mean(support.entities.features)
+        newcomers, owner = _newcomers(adapted), query.owner
+        choice, rating = newcomers.choice, newcomers.rating
+        model: FactorModel = self.choices if rating is None else self.ratings
         partners, partner = model.met(support.side, query)
-        pull = torch.cholesky_solve(partners.pattern[partner][..., None], posterior.cholesky[query.owner])[
-            ..., 0
-        ]
-        offsets, entries = support.entries(query.owner)
-        asked = torch.repeat_interleave(torch.arange(len(pull), device=pull.device), offsets.diff())
+        asked = partners.pattern[partner]
+        prior = model.prior[support.side].mean(support.entities.features)
+        offsets, entries = support.entries(owner)
+        pair = torch.repeat_interleave(torch.arange(len(asked), device=asked.device), offsets.diff())
+        contribution = asked.new_zeros(len(entries))
+        if rating is not None:
+            pull = _solved_by(rating.cholesky[owner], asked)
+            contribution = (pull[pair] * self.ratings.push(support)[entries]).sum(1)
+            link = self.ratings.link[support.side]
+            _, precision = link.given(prior, choice)
+            asked = _times(precision[owner], pull) @ link.weight.mT
+        pull = _solved_by(choice.cholesky[owner], asked)
         return Explanation(
-            baseline=_expected(model.mean, prior[query.owner], partners, partner),
+            baseline=_expected(model.mean, prior[owner], partners, partner),
             offsets=offsets,
-            contribution=(pull[asked] * model.push(support)[entries]).sum(1),
+            contribution=contribution + (pull[pair] * self.choices.push(support)[entries]).sum(1),
             kind="additive",
         )
 
     @classmethod
     def oracles(cls) -> Iterator[Check]:
-        """Given its partners, an entity's ratings are a Gaussian process with kernel ``φᵀΣφ``."""
-        model, support = fitted(cls, {"rank": 3, "iterations": 4}).ratings, tasks_of("new-user").support
-        start, covariance = (
-            model.prior["user"].mean(support.entities.features),
-            model.prior["user"].covariance,
-        )
+        """Given its partners and choices, an entity's ratings are a Gaussian process: kernel ``φᵀ(Σ + s BᵀVB)φ``."""
+        learner, support = fitted(cls, {"rank": 3, "iterations": 4}), tasks_of("new-user").support
+        model, choice = learner.ratings, learner.choices.adapt(support)
+        weight, left, scale = model.link["user"]
+        start = model.prior["user"].mean(support.entities.features) + (choice.mean - choice.prior) @ weight
         means, spreads, densities = [], [], []
         for task, prior in enumerate(start):
             entries = support.owner == task
             feature, target, precision = (part[entries] for part in model.observations(support))
+            root = choice.cholesky[task]
+            covariance = left + scale * weight.mT @ torch.linalg.inv(root @ root.mT) @ weight
             kernel = feature @ covariance @ feature.mT + torch.diag(1 / precision)
             gain = covariance @ feature.mT @ torch.linalg.inv(kernel)
             means.append(prior + gain @ (target - feature @ prior))
             spreads.append(covariance - gain @ feature @ covariance)
             law = torch.distributions.MultivariateNormal(feature @ prior, kernel) if len(target) else None
             densities.append(law.log_prob(target) if law else target.sum())
-        posterior = model.adapt(support)
-        found = (posterior.mean, torch.cholesky_inverse(posterior.cholesky), model.log_evidence(support))
+        posterior = model.adapt(support, choice)
+        covariances = torch.cholesky_inverse(posterior.cholesky)
+        found = (posterior.mean, covariances, model.log_evidence(support, choice))
         names = (
             "mean of the Gaussian process",
             "covariance of the Gaussian process",
@@ -285,9 +334,11 @@ class Bayesian(Algorithm):
         """How partners are chosen."""
         return ChoiceModel.from_state(self.choice_)
 
-    def _fitted(self, train: Dataset, run: Run, what: str) -> VariationalEM:
+    def _fitted(
+        self, train: Dataset, run: Run, what: str, choices: VariationalEM | None = None
+    ) -> VariationalEM:
         unobserved = self.unobserved_weight if train.scale.implicit else 0.0
-        em = VariationalEM(train, rank=self.rank, unobserved=unobserved, run=run)
+        em = VariationalEM(train, rank=self.rank, unobserved=unobserved, run=run, choices=choices)
         for epoch in run.epochs(self.iterations, f"fit {self.name}: {what}"):
             em.sweep()
             run.report(self, epoch, {f"noise of {what}": float(em.noise.average)})
@@ -298,7 +349,8 @@ class Bayesian(Algorithm):
         choice = self.choices.updated(newcomers.choice, rating, sign)
         if newcomers.rating is None:
             return replace(newcomers, choice=choice)
-        return replace(newcomers, choice=choice, rating=self.ratings.updated(newcomers.rating, rating, sign))
+        ratings = self.ratings.updated(newcomers.rating, newcomers.choice, choice, rating, sign)
+        return replace(newcomers, choice=choice, rating=ratings)
 
 
 @dataclass(frozen=True)
@@ -354,24 +406,27 @@ class RatingModel(FactorModel):
     Parameters
     ----------
     noise : Noise
+    link : mapping of side to Link
+        What the choices say of them.
     """
 
     noise: Noise
+    link: Mapping[Side, Link]
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> RatingModel:
         """The model that `state` was taken of."""
-        return cls(state["mean"], *_sides(state), Noise(**state["noise"]))
+        link = {side: Link(**state["link"][side]) for side in SIDES}
+        return cls(state["mean"], *_sides(state), Noise(**state["noise"]), link)
 
-    def adapt(self, support: Support) -> Posterior:
-        """The posterior given a support."""
-        posterior = gaussian_posterior(*self.observations(support), support.offsets, *self._start(support))
+    def adapt(self, support: Support, choice: ChoicePosterior) -> Posterior:
+        """The posterior given a support, and what it says of choices."""
+        posterior = self._posterior(support, choice)
         return Posterior(posterior.mean, posterior.cholesky)
 
-    def log_evidence(self, support: Support) -> Tensor:
-        """float [T]: log density of each task's ratings before any of them is known."""
-        observations = self.observations(support)
-        return gaussian_posterior(*observations, support.offsets, *self._start(support)).log_evidence
+    def log_evidence(self, support: Support, choice: ChoicePosterior) -> Tensor:
+        """float [T]: log density of each task's ratings given what was chosen, before any rating is known."""
+        return self._posterior(support, choice).log_evidence
 
     def predict(self, side: Side, posterior: Posterior, query: Query) -> Prediction:
         """Mean and variance of each query partner's rating."""
@@ -381,11 +436,24 @@ class RatingModel(FactorModel):
         noise = self.noise(mean)
         return Prediction(mean, noise + _unknown(entities, query.owner, partners, partner), noise)
 
-    def updated(self, posterior: Posterior, rating: Support, sign: int) -> Posterior:
-        """With one more rating per task, or one less where `sign` is −1."""
-        feature, target, precision = self.observations(rating)
-        update = gaussian_update(posterior.mean, posterior.cholesky, feature, target, sign * precision)
-        return Posterior(*update)
+    def updated(
+        self,
+        posterior: Posterior,
+        before: ChoicePosterior,
+        after: ChoicePosterior,
+        rating: Support,
+        sign: int,
+    ) -> Posterior:
+        """With one more rating per task, or one less where `sign` is −1, which changes what is known of choices."""
+        feature, target, weight = self.observations(rating)
+        total = posterior.cholesky @ posterior.cholesky.mT
+        shift = _times(total, posterior.mean) + sign * (weight * target)[:, None] * feature
+        total = total + sign * weight[:, None, None] * feature[:, :, None] * feature[:, None]
+        for choice, how in ((before, -1), (after, 1)):
+            mean, precision = self._start(rating, choice)
+            total, shift = total + how * precision, shift + how * _times(precision, mean)
+        cholesky = torch.linalg.cholesky(total)
+        return Posterior(_solved_by(cholesky, shift), cholesky)
 
     def push(self, support: Support) -> Tensor:
         feature, target, precision = self.observations(support)
@@ -405,9 +473,12 @@ class RatingModel(FactorModel):
         unknown = _pairwise(partners.covariance.flatten(1), partner, entities.pattern_moment, support.owner)
         return Observations(feature, support.rating - offset, 1 / (noise + unknown))
 
-    def _start(self, support: Support) -> tuple[Tensor, Tensor]:
-        prior = self.prior[support.side]
-        return prior.mean(support.entities.features), _inverse(prior.covariance)
+    def _posterior(self, support: Support, choice: ChoicePosterior) -> GaussianPosterior:
+        return gaussian_posterior(*self.observations(support), support.offsets, *self._start(support, choice))
+
+    def _start(self, of: Support, choice: ChoicePosterior) -> tuple[Tensor, Tensor]:
+        """Mean and precision of the entities of `of` before any rating is known."""
+        return self.link[of.side].given(self.prior[of.side].mean(of.entities.features), choice)
 
 
 @dataclass(frozen=True)
@@ -460,15 +531,14 @@ class ChoiceModel(FactorModel):
         size = mean.shape[1]
         moment, chosen, by_itself = sums.split([size**2, size, size], 1)
         observed, unobserved = background.weights[0], (background.weights[1] * share)[:, None]
-        inverse = _inverse(prior.covariance)
+        inverse = spd_inverse(prior.covariance)
         extra = ((observed - unobserved) * moment).view(-1, size, size)
         precision = inverse + share[:, None, None] * background.precision + extra
         shift = (
             mean @ inverse + share[:, None] * background.shift + observed * chosen + unobserved * by_itself
         )
         cholesky = torch.linalg.cholesky(precision)
-        solved = torch.cholesky_solve(shift[..., None], cholesky)[..., 0]
-        return ChoicePosterior(solved, cholesky, count, sums)
+        return ChoicePosterior(_solved_by(cholesky, shift), cholesky, mean, count, sums)
 
     def _share(self, side: Side, count: Tensor) -> Tensor:
         """float [T]: how much of what an entity would choose a support of some size shows."""
@@ -550,9 +620,19 @@ class VariationalEM:
     unobserved : float
         Weight of a pair without a rating, as a share of one with; 0 where feedback is explicit.
     run : Run
+    choices : VariationalEM, optional
+        The fit of what is chosen, which says something of ratings.
     """
 
-    def __init__(self, train: Dataset, *, rank: int, unobserved: float, run: Run) -> None:
+    def __init__(
+        self,
+        train: Dataset,
+        *,
+        rank: int,
+        unobserved: float,
+        run: Run,
+        choices: VariationalEM | None = None,
+    ) -> None:
         self.run = run
         self.unobserved = unobserved
         self.generator = torch.Generator().manual_seed(run.seed)
@@ -560,7 +640,9 @@ class VariationalEM:
         self.row = {side: train.rows(side).long().to(run.device) for side in SIDES}
         self.size = {side: len(train.entities(side)) for side in SIDES}
         self.lists = {side: Ragged.grouped(self.row[side], self.size[side]) for side in SIDES}
-        self.features = {side: _features(train, side).to(run.device) for side in SIDES}
+        self.choices = choices
+        self.attributes = {side: _features(train, side).to(run.device) for side in SIDES}
+        self.features = {side: self._described(side) for side in SIDES}
         share = train.rating.numel() / (self.size["user"] * self.size["item"])
         self.mean = share if unobserved else float(train.rating.mean(dtype=torch.float64))
         total = share if unobserved else float(train.rating.double().var(correction=0))
@@ -570,6 +652,7 @@ class VariationalEM:
         self.prior: dict[Side, ContentPrior] = {}
         self.known: dict[Side, Gaussians] = {}
         self.natural: dict[Side, tuple[Tensor, Tensor]] = {}
+        self.left_open: dict[Side, Tensor] = {}  # the prior covariance given attributes alone
         for side in SIDES:
             self._begin(side, rank, 0.2 * total)
 
@@ -588,7 +671,7 @@ class VariationalEM:
         unknown = _gathered(
             partners.pattern_covariance.flatten(1), partner, lists.offsets, observations.precision
         )
-        inverse = _inverse(prior.covariance)
+        inverse = spd_inverse(prior.covariance)
         precision = inverse + unknown.view(-1, *inverse.shape)
         natural = prior.mean(self.features[side]) @ inverse
         shift = -_gathered(partners.pattern_with_bias, partner, lists.offsets, observations.precision)
@@ -596,11 +679,14 @@ class VariationalEM:
             background = self.background(side)
             precision, shift = precision + background.precision, shift + background.shift
         posterior = gaussian_posterior(
-            *observations, lists.offsets, _solved(precision, natural + shift), precision
+            *observations,
+            lists.offsets,
+            _solved_by(torch.linalg.cholesky(precision), natural + shift),
+            precision,
         )
         total = posterior.cholesky @ posterior.cholesky.mT
         self.known[side] = Gaussians(posterior.mean, torch.cholesky_inverse(posterior.cholesky))
-        self.natural[side] = (total - inverse, (total @ posterior.mean[..., None])[..., 0] - natural)
+        self.natural[side] = (total - inverse, _times(total, posterior.mean) - natural)
 
     def update_prior(self, side: Side) -> None:
         """Mean and covariance of a side's entities, content left aside."""
@@ -626,18 +712,24 @@ class VariationalEM:
     def fit_content_priors(self) -> None:
         """Fit both content priors, and the posterior under them."""
         for side in SIDES:
-            precision, shift = (part.cpu() for part in self.natural[side])
-            self.prior[side] = fit_content_prior(
-                self.features[side].to("cpu"),
-                precision,
-                shift,
-                self.lists[side].counts.cpu(),
-                self.prior[side].covariance.cpu(),
-                self.generator,
-            ).to(self.run.device, torch.float64)
-        for side in SIDES:
-            self.update(side)
-        self.update_noise()
+            if self.choices is not None:
+                self.left_open[side] = self._content_prior(side, self.attributes[side]).covariance
+            self.prior[side] = self._content_prior(side, self.features[side])
+        for _ in range(SWEEPS_WITH_CONTENT):
+            for side in SIDES:
+                self.update(side)
+            self.update_noise()
+
+    def _content_prior(self, side: Side, features: Features) -> ContentPrior:
+        precision, shift = (part.cpu() for part in self.natural[side])
+        return fit_content_prior(
+            features.to("cpu"),
+            precision,
+            shift,
+            self.lists[side].counts.cpu(),
+            self.prior[side].covariance.cpu(),
+            self.generator,
+        ).to(self.run.device, torch.float64)
 
     def background(self, side: Side) -> Background:
         """What an implicit entity on `side` has of all its partners together, chosen or not."""
@@ -650,9 +742,17 @@ class VariationalEM:
         usual = moment.new_tensor(self.rating.numel() / self.size[side])
         return Background(weight * moment, -weight * shift, moment.new_tensor([observed, weight]), usual)
 
+    def spread(self, side: Side) -> Tensor:
+        """float []: the root mean square of a side's prior deviations."""
+        return self.prior[side].covariance.diagonal().mean().sqrt().to(self.run.dtype)
+
     def rating_model(self) -> RatingModel:
         """What was found of explicit ratings."""
-        return RatingModel(self.mean, *self._found(), self.noise)
+        links: dict[Side, Link] = {}
+        prior, known = self._found()
+        for side in SIDES:
+            prior[side], links[side] = self._linked(side, prior[side])
+        return RatingModel(self.mean, prior, known, self.noise, links)
 
     def choice_model(self) -> ChoiceModel:
         """What was found of implicit feedback."""
@@ -660,6 +760,32 @@ class VariationalEM:
 
     def _found(self) -> tuple[dict[Side, ContentPrior], dict[Side, Gaussians]]:
         return {side: self.prior[side].to(self.run.device, self.run.dtype) for side in SIDES}, self.known
+
+    def _described(self, side: Side) -> Features:
+        """The attributes, and beside them what is chosen."""
+        if self.choices is None:
+            return self.attributes[side]
+        # In units of the prior: where little is known of c, it hardly varies, and the ridge lets it say little.
+        chosen = self.choices.known[side].mean / self.choices.spread(side)
+        return Features.concatenate([self.attributes[side], Features.from_dense(chosen.float(), "choices")])
+
+    def _linked(self, side: Side, prior: ContentPrior) -> tuple[ContentPrior, Link]:
+        """The prior before any choice is known, and what choices add to it, from the prior given both."""
+        assert self.choices is not None
+        chosen = self.choices.prior[side].to(self.run.device, self.run.dtype)
+        by_content, by_choice = prior.weight.tensor_split([len(chosen.weight)])
+        weight = by_choice / self.choices.spread(side)
+        brought = weight.mT @ chosen.covariance @ weight
+        closed = self.left_open[side].to(brought) - prior.covariance
+        least = torch.finfo(brought.dtype).tiny
+        share = _share(brought, prior.covariance).clamp(min=least)
+        scale = (_share(closed, prior.covariance) / share).clamp(0, 1)
+        expected = ContentPrior(
+            by_content + chosen.weight @ weight,
+            prior.intercept + chosen.intercept @ weight,
+            prior.covariance + scale * brought,
+        )
+        return expected, Link(weight, prior.covariance, scale)
 
     def evidence_bound(self) -> float:
         """The evidence lower bound, for explicit ratings."""
@@ -673,7 +799,7 @@ class VariationalEM:
         """KL of a side's posterior from its prior."""
         known, prior = self.known[side], self.prior[side].to(self.run.device, self.run.dtype)
         away = known.mean - prior.mean(self.features[side])
-        inverse = _inverse(prior.covariance)
+        inverse = spd_inverse(prior.covariance)
         moment = known.covariance.sum(0) + away.mT @ away
         log_ratio = torch.logdet(prior.covariance) * len(away) - torch.logdet(known.covariance).sum()
         return float((inverse * moment).sum() - away.numel() + log_ratio) / 2
@@ -741,6 +867,12 @@ def _features(train: Dataset, side: Side) -> Features:
     return entities.features if entities.features is not None else Features.empty(len(entities))
 
 
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """float []: tr(whole⁻¹ part)."""
+    share: Tensor = torch.linalg.solve(whole, part).trace()
+    return share
+
+
 def _one_class(feature: Tensor, offset: Tensor, observed: float, unobserved: float) -> Observations:
     """What a chosen partner adds to what all partners have as unobserved: weight and target change."""
     weight = observed - unobserved
@@ -787,12 +919,13 @@ def _outer(vectors: Tensor) -> Tensor:
     return (vectors[:, :, None] * vectors[:, None]).flatten(1)
 
 
-def _inverse(matrices: Tensor) -> Tensor:
-    return torch.cholesky_inverse(torch.linalg.cholesky(matrices))
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    product: Tensor = (matrices @ vectors[..., None])[..., 0]
+    return product
 
 
-def _solved(matrices: Tensor, vectors: Tensor) -> Tensor:
-    return torch.cholesky_solve(vectors[..., None], torch.linalg.cholesky(matrices))[..., 0]
+def _solved_by(cholesky: Tensor, vectors: Tensor) -> Tensor:
+    return torch.cholesky_solve(vectors[..., None], cholesky)[..., 0]
 
 
 @hookimpl

@@ -15,15 +15,15 @@ from scipy import stats
 
 from metarec import create_algorithm, run_experiment, split
 from metarec.config import Choice, RunConfig
-from metarec.data import Dataset, Entities, RatingScale, partner_side
+from metarec.data import SIDES, Dataset, Entities, RatingScale, Side, partner_side
 from metarec.learning import Run
 from metarec.plugins.algorithms.bayesian import (
     Bayesian,
-    ChoiceModel,
     FactorModel,
     Newcomers,
     RatingModel,
     VariationalEM,
+    _choices,
 )
 from metarec.tasks import Split, Support, Tasks
 from metarec.testing import AlgorithmConformance
@@ -50,11 +50,6 @@ def implicit() -> Bayesian:
     return Bayesian(rank=3, iterations=6).fit(small_world(implicit=True).split.train, run=DOUBLE)
 
 
-@pytest.fixture(scope="module")
-def ratings(explicit: Bayesian) -> RatingModel:
-    return explicit.ratings
-
-
 @pytest.fixture(params=["new-user", "new-item"])
 def tasks(request: pytest.FixtureRequest) -> Tasks:
     return _double(small_world().tasks(request.param))
@@ -78,10 +73,21 @@ def _partners(model: FactorModel, support: Support) -> tuple[np.ndarray, np.ndar
 
 
 def _prior(model: FactorModel, support: Support) -> tuple[np.ndarray, np.ndarray]:
-    """The prior means and the covariance of the tasks' entities."""
+    """The prior means and the covariance of the tasks' entities, of whom nothing is known but attributes."""
     prior = model.prior[support.side]
     features = support.entities.features.dense()
     return (features @ prior.weight + prior.intercept).numpy(), prior.covariance.numpy()
+
+
+def _chosen(fitted: Bayesian, support: Support) -> tuple[np.ndarray, np.ndarray]:
+    """The same before any rating, but with what was chosen: a covariance per task."""
+    prior, _ = _prior(fitted.ratings, support)
+    weight, left, scale = (part.numpy() for part in fitted.ratings.link[support.side])
+    choice = fitted.choices.adapt(support)
+    expected, _ = _prior(fitted.choices, support)
+    mean = prior + (choice.mean.numpy() - expected) @ weight
+    root = choice.cholesky.numpy()
+    return mean, left + scale * weight.T @ np.linalg.inv(root @ root.transpose(0, 2, 1)) @ weight
 
 
 def _noise(model: RatingModel, mean: np.ndarray) -> np.ndarray:
@@ -90,7 +96,7 @@ def _noise(model: RatingModel, mean: np.ndarray) -> np.ndarray:
 
 
 def _design(model: RatingModel, support: Support, task: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, targets less the prior mean, and noise variances of one support, by plain algebra."""
+    """Features, targets of θ, and noise variances of one support, by plain algebra."""
     mean, covariance = _partners(model, support)
     priors, spread = _prior(model, support)
     rows = slice(int(support.offsets[task]), int(support.offsets[task + 1]))
@@ -102,19 +108,20 @@ def _design(model: RatingModel, support: Support, task: int) -> tuple[np.ndarray
     moment[1:, 1:] += spread[1:, 1:]
     tempered = np.sqrt(_noise(model, expected) * float(model.noise.average))
     noise = tempered + np.array([np.trace(covariance[p] @ moment) for p in partner])
-    return feature, support.rating[rows].numpy() - expected, noise
+    return feature, support.rating[rows].numpy() - model.mean - mean[partner, 0], noise
 
 
-def test_posterior_is_a_gaussian_process(ratings: RatingModel, tasks: Tasks) -> None:
-    """Given the partners, a support says what the process with kernel φᵀΣφ says."""
-    support = tasks.support
-    adapted = ratings.adapt(support)
+def test_posterior_is_a_gaussian_process(explicit: Bayesian, tasks: Tasks) -> None:
+    """Given the partners and what was chosen, a support says what the process with kernel φᵀΣφ says."""
+    support, ratings = tasks.support, explicit.ratings
+    adapted = ratings.adapt(support, explicit.choices.adapt(support))
     mean, _ = _partners(ratings, support)
-    priors, spread = _prior(ratings, support)
+    priors, spreads = _chosen(explicit, support)
     asked = np.flatnonzero(support.partners.rows.numpy() >= 0)
     at = np.column_stack([np.ones(len(asked)), mean[asked, 1:]])
     for task in range(len(tasks)):
-        feature, residual, noise = _design(ratings, support, task)
+        feature, target, noise = _design(ratings, support, task)
+        residual, spread = target - feature @ priors[task], spreads[task]
         gain = at @ spread @ feature.T @ np.linalg.inv(feature @ spread @ feature.T + np.diag(noise))
         expected = at @ priors[task] + gain @ residual
         np.testing.assert_allclose(at @ adapted.mean[task].numpy(), expected, atol=TIGHT)
@@ -133,23 +140,23 @@ def test_predicts_by_its_posterior(explicit: Bayesian, tasks: Tasks) -> None:
     np.testing.assert_allclose(explicit.predict(adapted, query).mean.numpy(), expected, atol=TIGHT)
 
 
-def test_evidence_is_a_multivariate_normal_density(ratings: RatingModel, tasks: Tasks) -> None:
-    _, spread = _prior(ratings, tasks.support)
-    found = ratings.log_evidence(tasks.support)
+def test_evidence_is_a_multivariate_normal_density(explicit: Bayesian, tasks: Tasks) -> None:
+    priors, spreads = _chosen(explicit, tasks.support)
+    found = explicit.ratings.log_evidence(tasks.support, explicit.choices.adapt(tasks.support))
     for task in range(len(tasks)):
-        feature, residual, noise = _design(ratings, tasks.support, task)
+        feature, target, noise = _design(explicit.ratings, tasks.support, task)
         expected = 0.0
-        if len(residual):
-            covariance = feature @ spread @ feature.T + np.diag(noise)
-            expected = stats.multivariate_normal(cov=covariance).logpdf(residual)
+        if len(target):
+            covariance = feature @ spreads[task] @ feature.T + np.diag(noise)
+            expected = stats.multivariate_normal(feature @ priors[task], covariance).logpdf(target)
         assert float(found[task]) == pytest.approx(expected, abs=1e-9)
 
 
 def test_empty_support_keeps_the_content_prior(explicit: Bayesian, tasks: Tasks) -> None:
     nothing = tasks.support.first(0)
-    models: tuple[RatingModel | ChoiceModel, ...] = (explicit.ratings, explicit.choices)
-    for model in models:
-        adapted = model.adapt(nothing)
+    choice = explicit.choices.adapt(nothing)
+    rating = explicit.ratings.adapt(nothing, choice)
+    for model, adapted in ((explicit.choices, choice), (explicit.ratings, rating)):
         mean, covariance = _prior(model, nothing)
         np.testing.assert_allclose(adapted.mean.numpy(), mean, atol=TIGHT)
         spread = torch.cholesky_inverse(adapted.cholesky).numpy()
@@ -380,8 +387,27 @@ def test_prior_is_the_mean_of_those_alike(drawn: tuple[Dataset, Split]) -> None:
         group = torch.from_numpy(entities.attributes["group"].cast(pl.Int64).to_numpy().copy())
         for number in range(4):
             bias = fitted.ratings.known[side].mean[group == number, 0]
-            assert float(expected[group == number][0]) == pytest.approx(float(bias.mean()), abs=0.1)
+            # The mean of a group of some 32 is known to 0.6 / √32, and the prior may shrink by that.
+            assert float(expected[group == number][0]) == pytest.approx(float(bias.mean()), abs=0.11)
         assert float(prior.covariance[0, 0].sqrt()) == pytest.approx(0.6, rel=0.2)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_choices_leave_a_newcomer_the_variance_that_attributes_do(
+    drawn: tuple[Dataset, Split], side: Side
+) -> None:
+    """In units of the covariance given choices; by less only where choices say no more than that."""
+    train, learner = drawn[1].train, Bayesian(rank=2, iterations=2)
+    chosen = learner._fitted(_choices(train), DOUBLE, "choices")
+    em = learner._fitted(train, DOUBLE, "ratings", chosen)
+    model = em.rating_model()
+    weight, left, scale = model.link[side]
+    brought = weight.mT @ chosen.choice_model().prior[side].covariance @ weight
+    torch.testing.assert_close(model.prior[side].covariance, left + scale * brought)
+    units = torch.linalg.inv(left)
+    alone, most = (float((units @ part).trace()) for part in (em.left_open[side], left + brought))
+    found = float((units @ model.prior[side].covariance).trace())
+    assert found == pytest.approx(min(max(alone, len(left)), most), rel=1e-9)
 
 
 def test_quality_on_the_embedded_data() -> None:
