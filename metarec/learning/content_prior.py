@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -120,9 +121,9 @@ class _Regression:
         rows = torch.cat([features.owner, torch.arange(count)])
         columns = torch.cat([features.columns, torch.full((count,), features.width)])
         values = torch.cat([features.values.double(), torch.ones(count, dtype=torch.float64)])
-        self.design = Features.from_entries(rows, columns, values, count=count, width=width)
-        self.transposed = Features.from_entries(columns, rows, values, count=width, width=count)
-        self.squared = Features.from_entries(columns, rows, values.square(), count=width, width=count)
+        self.design = _sparse(rows, columns, values, (count, width))
+        self.transposed = _sparse(columns, rows, values, (width, count))
+        self.squared = _sparse(columns, rows, values.square(), (width, count))
         self.block = torch.full((width,), len(features.blocks))  # of each column; the constant's comes last
         for number, block in enumerate(features.blocks):
             self.block[block.start : block.stop] = number
@@ -150,7 +151,7 @@ class _Regression:
         for _ in range(_STEPS):
             ridge = self._ridge(variable.detach())
             fitted = self._solve(right, ridge, inside, fitted, _COARSE)
-            mean = self.design.project(fitted)
+            mean = self.design @ fitted
             drawn = _apply(self.gram, mean)
             loss = float((outside * (mean * (drawn / 2 - self.target)).sum(1)).sum())
             if loss < least:
@@ -176,7 +177,7 @@ class _Regression:
         means = torch.zeros_like(self.shift)
         for number in range(_FOLDS):
             out = fold == number
-            means[out] = self.design.project(self._fit(log_ridge, self.weight * ~out, start))[out]
+            means[out] = (self.design @ self._fit(log_ridge, self.weight * ~out, start))[out]
         original: Tensor = means @ self.root.mT
         return original
 
@@ -202,16 +203,16 @@ class _Regression:
         return by_block[self.block].repeat_interleave(torch.tensor([1, size - 1]), 1)
 
     def _against(self, weight: Tensor, values: Tensor) -> Tensor:
-        return self.transposed.project(weight[:, None] * values)
+        return self.transposed @ (weight[:, None] * values)
 
     def _solve(self, right: Tensor, ridge: Tensor, weight: Tensor, start: Tensor, tolerance: float) -> Tensor:
         """Conjugate gradients with Jacobi's preconditioner."""
 
         def times(coefficients: Tensor) -> Tensor:
-            drawn = _apply(self.gram, self.design.project(coefficients))
+            drawn = _apply(self.gram, self.design @ coefficients)
             return self._against(weight, drawn) + ridge * coefficients
 
-        diagonal = self.squared.project(weight[:, None] * self.gram.diagonal(dim1=1, dim2=2)) + ridge
+        diagonal = self.squared @ (weight[:, None] * self.gram.diagonal(dim1=1, dim2=2)) + ridge
         solution, residual = start, right - times(start)
         direction = scaled = residual / diagonal
         size, goal = (residual * scaled).sum(), tolerance**2 * (right.square() / diagonal).sum()
@@ -225,6 +226,14 @@ class _Regression:
             before, size = size, (residual * scaled).sum()
             direction = scaled + size / before * direction
         return solution
+
+
+def _sparse(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    """A matrix in compressed rows: in float64 its product takes a quarter of the time of `Features.project`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse", UserWarning)  # torch calls the layout a beta
+        matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, size, check_invariants=False)
+        return matrix.coalesce().to_sparse_csr()
 
 
 def spd_inverse(matrices: Tensor) -> Tensor:
