@@ -380,7 +380,10 @@ def test_cosine_scores(roofline) -> None:
     written = nbytes(*(part for gradient in sparse for part in (gradient.indices(), gradient.values())))
     assert roofline.cosine_scores_backward(*sizes, itemsize=8).bytes == read + nbytes(bar) + written
 
-    half, narrow = [table.detach().bfloat16().requires_grad_() for table in tables], (rows.int(), others.int())
+    half, narrow = (
+        [table.detach().bfloat16().requires_grad_() for table in tables],
+        (rows.int(), others.int()),
+    )
     moved = nbytes(half[0][rows.unique()], half[1][others.unique()], *narrow)
     found = cosine_scores(*half, *narrow)
     assert roofline.cosine_scores(*sizes, itemsize=2, index=4).bytes == moved + nbytes(found)
