@@ -24,9 +24,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from metarec.data import Block, Features, RatingScale, Side
+from metarec.device import usable_device
 from metarec.errors import ArtifactError, ConfigError, DataError
 from metarec.features import SideEncoders
 from metarec.learning import Algorithm
+from metarec.learning.algorithm import moved
 from metarec.options import first_problem
 from metarec.pluginmanager import PluginManager, plugin_manager
 from metarec.sealed import SealedFolder
@@ -85,28 +87,41 @@ def save(recommender: Recommender, path: str | Path, *, plugins: PluginManager |
         raise ArtifactError(f"an option of the algorithm cannot be saved: {error}") from None
 
 
-def load(path: str | Path, *, plugins: PluginManager | None = None) -> Recommender:
+def load(
+    path: str | Path, *, device: torch.device | str = "cpu", plugins: PluginManager | None = None
+) -> Recommender:
     """Read the recommender in the folder `path`; it gives the same numbers as the one that was saved.
+
+    Parameters
+    ----------
+    path : str or Path
+    device : torch.device or str, default "cpu"
+        Where it is to work, wherever it was fitted.
+    plugins : PluginManager, optional
+        Where the algorithm is registered; default: the program's.
 
     Raises
     ------
+    ConfigError
+        The device cannot be used here.
     ArtifactError
         The folder is missing, is no artifact or a newer one, a file of it is missing or damaged, or its plugin is
         missing or has an incompatible version.
     """
-    path = Path(path)
+    path, device = Path(path), usable_device(device)
     values = FOLDER.read_manifest(path)
     manifest = _valid(path, values)
     tensors = {name: load_tensors(FOLDER.read_file(path, name, values)) for name in manifest.files}
     try:
         return Recommender(
             algorithm=_algorithm(
-                manifest.algorithm, tensors["algorithm.safetensors"], plugins or plugin_manager()
+                manifest.algorithm, tensors["algorithm.safetensors"], device, plugins or plugin_manager()
             ),
             encoders=SideEncoders.from_table(manifest.encoders),
             users=_catalogue("user", tensors["users.safetensors"], manifest.blocks["user"]),
             items=_catalogue("item", tensors["items.safetensors"], manifest.blocks["item"]),
             scale=manifest.scale,
+            device=device,
         )
     except (ArtifactError, ConfigError, DataError) as error:
         raise ArtifactError(f"{path}: {error}") from None
@@ -203,7 +218,9 @@ def _series(name: str, columns: Mapping[str, Tensor]) -> pl.Series:
     return pl.Series(name, [content[start:stop].decode() for start, stop in pairwise(ends)], dtype=pl.String)
 
 
-def _algorithm(fitted: _Fitted, tensors: Mapping[str, Tensor], plugins: PluginManager) -> Algorithm:
+def _algorithm(
+    fitted: _Fitted, tensors: Mapping[str, Tensor], device: torch.device, plugins: PluginManager
+) -> Algorithm:
     if fitted.name not in plugins.algorithms:
         version = f" {fitted.plugin_version}" if fitted.plugin_version else ""
         raise ArtifactError(
@@ -216,7 +233,8 @@ def _algorithm(fitted: _Fitted, tensors: Mapping[str, Tensor], plugins: PluginMa
             f"was made by plugin {fitted.plugin!r} {fitted.plugin_version}, {installed} is installed"
         )
     algorithm: Algorithm = plugins.algorithms.create(fitted.name, **fitted.options)
-    return algorithm.restore({name: _value(node, tensors) for name, node in fitted.state.items()})
+    state = {name: _value(node, tensors) for name, node in fitted.state.items()}
+    return algorithm.restore(moved(state, device))
 
 
 def _line(version: str) -> tuple[str, ...]:

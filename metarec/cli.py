@@ -213,6 +213,7 @@ def recommend(
         Literal["user", "item"],
         typer.Option(metavar="SIDE", help="Whether the newcomer is a user or an item."),
     ] = "user",
+    device: Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, …")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend to a newcomer, with ± and the ratings that caused it."""
@@ -225,7 +226,7 @@ def recommend(
 
     from metarec.artifact import load
 
-    recommender = load(artifact, plugins=_plugins())
+    recommender = load(artifact, device=device, plugins=_plugins())
     newcomer = recommender.adapt(ratings, attributes, side=side)
     for text in recommender.unseen(attributes, side=side):
         warnings.warn(text, stacklevel=1)

@@ -11,12 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import torch
-
 from metarec import __version__, artifact, atomic
-from metarec.build import build_info
 from metarec.config import Choice, RunConfig
 from metarec.data import Dataset, Reader
+from metarec.device import usable_device
 from metarec.errors import ConfigError, MetarecError, unknown_name
 from metarec.evaluation import Evaluation, Report, Reporter, Row, compare, create_metrics, evaluate
 from metarec.learning import Algorithm, Progress, Run, Silent
@@ -102,7 +100,7 @@ class Experiment:
         self.config = config
         self.plugins = plugins = plugins or plugin_manager()
         self.progress = progress
-        self.device = _device(config.device)
+        self.device = usable_device(config.device)
         self.reader: Reader = _create(plugins.datasets, config.dataset)
         self.protocol: Protocol = _create(plugins.protocols, config.protocol)
         self.metrics = create_metrics(config.metrics or (), plugins.metrics)
@@ -245,39 +243,6 @@ def _create(registry: Registry, choice: Choice) -> Any:
 def _default_algorithms(plugins: PluginManager) -> tuple[Choice, ...]:
     floors = [name for name, kind in plugins.algorithms.items() if kind.is_floor]
     return tuple(Choice(name=name) for name in [*floors, DEFAULT_ALGORITHM])
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(unknown_name("device", name, ("cpu", "cuda", "mps", "xpu"))) from None
-    if device.type == "cuda":
-        _check_cuda(name)
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).strip().split("\n")[0]
-        raise ConfigError(f"device {name!r} cannot be used here: {why}") from None
-    return device
-
-
-def _check_cuda(name: str) -> None:
-    if torch.version.cuda is None:
-        raise ConfigError(
-            f"device {name!r} cannot be used here: this torch ({torch.__version__}) has no CUDA, "
-            "expected a build that has"
-        )
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {name!r} cannot be used here: torch {torch.__version__} finds no GPU, expected one"
-        )
-    build = build_info()
-    if build["native"] and not build["cuda"]:
-        raise ConfigError(
-            f"device {name!r} cannot be used here: metarec's native ops are built without CUDA, "
-            "expected with it: install metarec again with METAREC_CUDA=1 and nvcc"
-        )
 
 
 def _check_writable(out: Path, algorithms: Sequence[str]) -> None:

@@ -128,6 +128,7 @@ class TestMisspelt:
             (["recommend", "nowhere", "--attribute", "=4"], ["--attribute is '=4', expected NAME=VALUE"]),
             (["recommend", "nowhere", "--side", "usr"], ["--side", "'usr'", "user", "item"]),
             (["recommend", "nowhere", "-k", "x"], ["-k"]),
+            (["recommend", "nowhere", "--device", "cdua"], ["did you mean 'cuda'?"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )

@@ -13,7 +13,7 @@ from metarec.data import Reader
 from metarec.errors import ConfigError, MetarecError
 from metarec.evaluation import create_metrics, evaluate
 from metarec.experiment import DEFAULT_ALGORITHM, Experiment
-from metarec.learning import Silent
+from metarec.learning import Run, Silent
 from metarec.pluginmanager import create_plugin_manager
 from metarec.testing import small_world
 from metarec.testing.pretend_device import pretend_device
@@ -180,9 +180,9 @@ def test_another_device_gives_the_same_report_and_artifacts_for_the_cpu(plugins,
     expected = run(plugins, algorithms=algorithms)
     with pretend_device() as device:
         found = run(plugins, algorithms=algorithms, device=str(device), out=str(tmp_path / "out"))
+        there = load(tmp_path / "out" / "artifacts" / "bayesian", device=device).adapt({}).recommend(1)
     assert found.rows == expected.rows
-    loaded = load(tmp_path / "out" / "artifacts" / "bayesian")
-    assert loaded.adapt({}).recommend(1)
+    assert there == load(tmp_path / "out" / "artifacts" / "bayesian").adapt({}).recommend(1)
 
 
 class TestMistakes:
@@ -214,14 +214,18 @@ class TestMistakes:
             ("13.0", True, {"native": True, "cuda": False}, "install metarec again with METAREC_CUDA=1"),
         ],
     )
-    def test_cuda_that_is_not_there(self, plugins, monkeypatch, cuda, gpu, build, expected):
+    def test_cuda_that_is_not_there(self, plugins, monkeypatch, tmp_path, cuda, gpu, build, expected):
         monkeypatch.setattr(torch, "__version__", "2.x")
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-        monkeypatch.setattr("metarec.experiment.build_info", lambda: build)
+        monkeypatch.setattr("metarec.device.build_info", lambda: build)
         with pytest.raises(ConfigError, match="device 'cuda:0' cannot be used here") as raised:
             run(plugins, device="cuda:0")
         assert expected in str(raised.value) and "\n" not in str(raised.value)
+        with pytest.raises(ConfigError, match="device 'cuda:0' cannot be used here"):
+            load(tmp_path, device="cuda:0")
+        with pytest.raises(ConfigError, match="device 'cuda:0' cannot be used here"):
+            Run(device=torch.device("cuda:0"))
 
     def test_a_scenario_that_the_protocol_does_not_make(self, plugins):
         protocol = {"name": "cold-start", "options": {"new_items": 0.0}}

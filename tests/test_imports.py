@@ -15,7 +15,7 @@ ROOT = Path(metarec.__file__).parent
 LAYERS = (
     ("errors", "atomic", "ops"),
     ("options", "hookspecs", "build", "sealed"),
-    ("config", "pluginmanager"),
+    ("config", "device", "pluginmanager"),
     ("data",),
     ("features",),
     ("tasks",),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
+from metarec.device import usable_device
+
 if TYPE_CHECKING:
     from metarec.learning.algorithm import Algorithm
 
@@ -58,6 +60,11 @@ class Run:
         File that a learner's fit writes after every epoch, and goes on from where it exists: the final numbers are the
         same as if it had not been stopped. Where newcomers choose the epochs, that training has a file beside it,
         ``….held-out``.
+
+    Raises
+    ------
+    ConfigError
+        The device cannot be used here.
     """
 
     device: torch.device = torch.device("cpu")
@@ -66,6 +73,9 @@ class Run:
     progress: Progress = Silent()
     hooks: Any = None
     checkpoint: Path | None = None
+
+    def __post_init__(self) -> None:
+        usable_device(self.device)
 
     def generator(self) -> torch.Generator:
         """A fresh random generator on the run's device, seeded."""

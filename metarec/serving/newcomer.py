@@ -96,7 +96,7 @@ class Newcomer:
         if not 1 <= k <= left:
             known = f"{len(self.partners)} {self.partners.side}s known, {len(self.rated)} of them rated"
             raise DataError(f"k is {k}, expected 1 to {left}: {known}")
-        rated = torch.tensor(list(self.rated), dtype=torch.int64)
+        rated = torch.tensor(list(self.rated), dtype=torch.int64, device=self.recommender.device)
         return self._described(self.recommender.best(self.side, self.adapted, k, excluded=rated))
 
     def rate(self, called: int | str, value: float) -> Newcomer:
@@ -141,7 +141,8 @@ class Newcomer:
 
     def _described(self, rows: Tensor) -> list[Recommendation]:
         known = self.partners
-        query = Query(torch.tensor([0, rows.numel()]), rows, self.recommender.partners(self.side))
+        offsets = torch.tensor([0, rows.numel()], device=rows.device)
+        query = Query(offsets, rows, self.recommender.partners(self.side))
         prediction = self.recommender.algorithm.predict(self.adapted, query)
         unknown = None
         if prediction.variance is not None and prediction.noise is not None:

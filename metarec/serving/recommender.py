@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metarec.data import Features, RatingScale, Side, partner_side
+from metarec.device import usable_device
 from metarec.errors import DataError, unknown_name
 from metarec.features import SideEncoders
 from metarec.learning import Adapted, Algorithm, Factorized
@@ -29,13 +31,15 @@ class Recommender:
     Parameters
     ----------
     algorithm : Algorithm
-        Fitted, on the CPU.
+        Fitted, on the device.
     encoders : SideEncoders
         The fitted encoders of both sides.
     users, items : Catalogue
         The known entities.
     scale : RatingScale
         What ratings mean.
+    device : torch.device, default CPU
+        Where it works.
     """
 
     algorithm: Algorithm
@@ -43,13 +47,25 @@ class Recommender:
     users: Catalogue
     items: Catalogue
     scale: RatingScale
+    device: torch.device = torch.device("cpu")
 
     @classmethod
     def from_split(cls, algorithm: Algorithm, split: Split) -> Recommender:
-        """The recommender of an algorithm that was fitted on ``split.train``."""
+        """The recommender of an algorithm on the CPU that was fitted on ``split.train``."""
         train = split.train
         users, items = Catalogue.of(train, "user"), Catalogue.of(train, "item")
         return cls(algorithm, split.encoders, users, items, train.scale)
+
+    def to(self, device: torch.device | str) -> Recommender:
+        """The same at work on `device`, with an algorithm of its own.
+
+        Raises
+        ------
+        ConfigError
+            The device cannot be used here.
+        """
+        where = usable_device(device)
+        return replace(self, algorithm=copy.deepcopy(self.algorithm).to(where), device=where)
 
     def catalogue(self, side: Side) -> Catalogue:
         """The known entities of a side."""
@@ -90,7 +106,7 @@ class Recommender:
             if row in rated:
                 raise DataError(f"{partner_side(side)} {called!r} is rated twice, by its id and by its name")
             rated[row] = self.check_rating(called, value)
-        entity = EntityRows(torch.tensor([-1]), self._features(side, attributes or {}))
+        entity = EntityRows(torch.tensor([-1]), self._features(side, attributes or {})).to(self.device)
         support = self.support(side, entity, rated)
         return Newcomer(self, side, entity, rated, self.algorithm.adapt(support))
 
@@ -124,21 +140,24 @@ class Recommender:
             side=side,
             entities=entity,
             partners=self.partners(side),
-            offsets=torch.tensor([0, len(rated)]),
-            partner=torch.tensor(list(rated), dtype=torch.int64),
-            rating=torch.tensor(list(rated.values()), dtype=torch.float32),
+            offsets=torch.tensor([0, len(rated)], device=self.device),
+            partner=torch.tensor(list(rated), dtype=torch.int64, device=self.device),
+            rating=torch.tensor(list(rated.values()), dtype=torch.float32, device=self.device),
         )
 
     def partners(self, side: Side) -> EntityRows:
         """The known entities of the other side, as a task on `side` sees them."""
-        known = self.catalogue(partner_side(side))
-        return EntityRows(torch.arange(len(known)), known.features)
+        if side not in self._partners:
+            known = self.catalogue(partner_side(side))
+            rows = EntityRows(torch.arange(len(known)), known.features)
+            self._partners[side] = rows.to(self.device)
+        return self._partners[side]
 
     def best(self, side: Side, adapted: Adapted, k: int, *, excluded: Tensor) -> Tensor:
         """int64 [k]: the rows of the partners that one task ranks first, ties by row; see `Algorithm.ranks_by`."""
         if isinstance(self.algorithm, Factorized):
             queries = self.algorithm.query_factors(adapted)
-            exclusion = (torch.tensor([0, excluded.numel()]), excluded)
+            exclusion = (torch.tensor([0, excluded.numel()], device=self.device), excluded)
             _, rows = cosine_topk(queries, self._factors(side), k, excluded=exclusion, similarity="dot")
             return rows[0]
         partners = self.partners(side)
@@ -150,6 +169,10 @@ class Recommender:
             factors = self.algorithm.candidate_factors(side, self.partners(side))  # type: ignore[attr-defined]
             self._prepared[side] = prepare_items(factors, similarity="dot")
         return self._prepared[side]
+
+    @cached_property
+    def _partners(self) -> dict[Side, EntityRows]:
+        return {}
 
     @cached_property
     def _prepared(self) -> dict[Side, PreparedItems]:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from metarec import artifact
+from metarec.data import SIDES, Side, partner_side
 from metarec.learning import (
     Adapted,
     Algorithm,
@@ -242,6 +243,25 @@ class AlgorithmConformance:
             for ability, result in _used(fitted, adapted, support, query):
                 assert result.device == device, f"{ability} must answer where the tasks are"
 
+    def test_serves_on_another_device(self, fitted: Algorithm, world: SmallWorld, tmp_path: Path) -> None:
+        """A recommender says there what it says here, and can be saved on the one and loaded on the other."""
+        side = next((side for side in SIDES if f"new-{side}" in self.algorithm.scenarios), None)
+        if side is None:
+            pytest.skip(f"{fitted.name} answers for no newcomers")
+        plugins = PluginManager()
+        plugins.algorithms.add(self.algorithm.name, self.algorithm, owner="conformance")
+        here = Recommender.from_split(fitted, world.split)
+        expected = _served(here, side)
+        artifact.save(here, tmp_path / "here", plugins=plugins)
+        with pretend_device() as device:
+            there = artifact.load(tmp_path / "here", device=device, plugins=plugins)
+            for name, value in _tensors(there.algorithm.state()):
+                assert value.device == device, f"{name!r} must be where it was loaded to"
+            self._close(_served(there, side), expected, "what is served on another device", "as on the CPU")
+            artifact.save(there, tmp_path / "there", plugins=plugins)
+        back = artifact.load(tmp_path / "there", plugins=plugins)
+        self._close(_served(back, side), expected, "what was saved on another device", "as on the CPU")
+
     def test_factors_rank_the_catalogue(self, fitted: Algorithm, tasks: Tasks) -> None:
         """`Factorized`: by dot products that are the mean, or with `ranks_by` "choice" do not depend on the batch."""
         if not isinstance(fitted, Factorized):
@@ -404,6 +424,15 @@ def _used(
         forgotten = fitted.forget(adapted.select(some), one)
         yield "forget", fitted.predict(forgotten, query.select(some)).mean
         yield "absorb", fitted.predict(fitted.absorb(forgotten, one), query.select(some)).mean
+
+
+def _served(recommender: Recommender, side: Side) -> Tensor:
+    """The figures of what a newcomer with two ratings gets recommended."""
+    scale, (first, second) = recommender.scale, recommender.catalogue(partner_side(side)).ids[:2]
+    ratings = {first: scale.high, second: scale.high if scale.implicit else scale.low}
+    recommended = recommender.adapt(ratings, side=side).recommend(5)
+    figures = [(one.score, one.deviation or 0.0, one.unknown or 0.0) for one in recommended]
+    return torch.tensor(figures, dtype=torch.float64)
 
 
 def _on_cpu(prediction: Prediction) -> Prediction:

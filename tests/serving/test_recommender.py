@@ -13,6 +13,7 @@ from metarec.errors import DataError
 from metarec.serving import Catalogue
 from metarec.tasks import Query
 from metarec.testing import small_world
+from metarec.testing.pretend_device import pretend_device
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RunningMean = runpy.run_path(str(EXAMPLES / "every_ability.py"))["RunningMean"]
@@ -227,3 +228,16 @@ class TestNames:
         with pytest.raises(DataError) as raised:
             films.row(called)
         assert str(raised.value) == f"unknown item {called!r}: {meant}"
+
+
+def test_works_the_same_on_another_device(served):
+    """And leaves the one that it was made of where it is."""
+    rated = {served.items.ids[2]: 5.0, served.items.ids[9]: 1.0}
+
+    def recommended(recommender):
+        newcomer = recommender.adapt(rated, {"age": 30}).rate(served.items.ids[4], 3.0)
+        return newcomer.recommend(4), newcomer.forget(served.items.ids[2]).recommend(4)
+
+    with pretend_device() as device:
+        there = recommended(served.to(device))
+    assert there == recommended(served)

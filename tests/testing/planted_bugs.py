@@ -105,6 +105,11 @@ class StaysOnTheCPU(PlainMean):
         return Level(mean, torch.full_like(mean, self.variance_))
 
 
+class RestoresOnTheCPU(RunningMean):
+    def restore(self, state):
+        return super().restore({**state, "mean_": state["mean_"].cpu()})
+
+
 class NeedsAQuery(RunningMean):
     def predict(self, adapted, query):
         query.partner.max()

@@ -26,6 +26,7 @@ EXPECTED = {
     "NoiseAlone": "test_prediction_has_the_right_shape",
     "PlainMean": "test_empty_supports_and_empty_queries_work",
     "StaysOnTheCPU": "test_runs_on_another_device",
+    "RestoresOnTheCPU": "test_serves_on_another_device",
     "NeedsAQuery": "test_empty_supports_and_empty_queries_work",
     "ChangesSupport": "test_adapt_and_predict_leave_their_input_alone",
     "ChangesAdapted": "test_adapt_and_predict_leave_their_input_alone",
