@@ -73,8 +73,9 @@ def sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(tmp_path)
 
     def make(name: str, bug: str = "pass") -> str:
-        (tmp_path / f"{name}.py").write_text(SUMS.format(bug=bug))
-        return name
+        module = f"{name}_of_{tmp_path.name.replace('-', '_')}"
+        (tmp_path / f"{module}.py").write_text(SUMS.format(bug=bug))
+        return module
 
     return make
 
@@ -108,8 +109,7 @@ def test_samples_of_each_op_pass_and_what_needs_cuda_does_not_apply(gpu, op):
     ],
 )
 def test_an_op_that_is_wrong_fails(gpu, sums, bug, failed):
-    name = sums(f"planted_{len(bug)}", bug)
-    found = failures(gpu.checks.check_op(name, "cpu"))
+    found = failures(gpu.checks.check_op(sums("planted", bug), "cpu"))
     assert found.keys() == {f"count={count}: {check}" for check in failed for count in (3, 4)}
     for message, expected in zip(found.values(), [*failed.values()] * 2, strict=False):
         assert message.startswith(expected)
