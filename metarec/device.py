@@ -1,6 +1,9 @@
-"""Where to compute: what torch calls it, and whether it can be used here."""
+"""Where to compute: whether a device can be used here, and what is drawn there."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -28,6 +31,21 @@ def usable_device(device: torch.device | str) -> torch.device:
         why = str(error).strip().split("\n")[0]
         raise ConfigError(f"device {str(device)!r} cannot be used here: {why}") from None
     return found
+
+
+@contextmanager
+def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
+    """Seed the default generators of the CPU and of `devices` within a ``with``; then they are as they were before.
+
+    Those of other devices are left alone, not even asked for their state, which takes long where there are many.
+    """
+    others = [device for device in devices if device.type != "cpu"]
+    with torch.random.fork_rng(others, device_type=others[0].type if others else "cpu"):
+        torch.default_generator.manual_seed(seed)
+        for device in others:
+            state = torch.Generator(device).manual_seed(seed).get_state()
+            torch.get_device_module(device).set_rng_state(state, device)
+        yield
 
 
 def _check_cuda(name: str) -> None:

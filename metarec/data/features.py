@@ -108,17 +108,16 @@ class Features:
     def owner(self) -> Tensor:
         """int64 [E]: the row that each entry belongs to."""
         rows = torch.arange(len(self), device=self.offsets.device)
-        return torch.repeat_interleave(rows, self.offsets.diff())
+        return torch.repeat_interleave(rows, self.offsets.diff(), output_size=self.columns.numel())
 
     def rows(self, index: Tensor) -> Features:
         """The features of the entities `index` (int [M]), in that order, repeats allowed."""
         index = index.long()
         counts = self.offsets.diff()[index]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        within = torch.arange(int(offsets[-1]), device=index.device) - torch.repeat_interleave(
-            offsets[:-1], counts
-        )
-        entry = torch.repeat_interleave(self.offsets[:-1][index], counts) + within
+        total = int(offsets[-1])
+        shift = torch.repeat_interleave(self.offsets[:-1][index] - offsets[:-1], counts, output_size=total)
+        entry = shift + torch.arange(total, device=index.device)
         return replace(self, offsets=offsets, columns=self.columns[entry], values=self.values[entry])
 
     def mixed(self, other: Features, share: Tensor) -> Features:

@@ -257,8 +257,8 @@ class Noise(nn.Module):
         """float [L, T, size]."""
         if not self.training:
             return self.fixed.unsqueeze(1).expand(-1, tasks, -1)
-        shape = (-(-self.draws // 2), tasks, self.fixed.size(1))
-        return _mirrored(torch.randn(shape, dtype=self.fixed.dtype, device=self.fixed.device), self.draws)
+        drawn = torch.randn(-(-self.draws // 2), tasks, self.fixed.size(1), dtype=self.fixed.dtype)
+        return _mirrored(drawn.to(self.fixed.device, non_blocking=True), self.draws)
 
 
 def _mirrored(half: Tensor, count: int) -> Tensor:

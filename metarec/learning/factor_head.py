@@ -159,7 +159,7 @@ class FactorHeadLearner(LinearHeadLearner):
         heads = nn.ModuleDict()
         for side in SIDES:
             other = partner_side(side)
-            own_rows, other_rows = self.factors_[side], self.factors_[other]
+            own_rows, other_rows = self.factors_[side].cpu(), self.factors_[other].cpu()
             head = FactorHead(content[side], content[other], self.size, own_rows, other_rows, self.offset_)
             head.adapter = self.adapter(head)
             heads[side] = head

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metarec.data import Dataset, Features, Side
+from metarec.device import seeded
 from metarec.errors import ConfigError
 from metarec.learning.algorithm import Algorithm, moved
 from metarec.learning.biases import Baseline, Biases, fit_biases, fit_popularity
@@ -76,7 +77,10 @@ class NeuralAlgorithm(Algorithm):
 
     @abstractmethod
     def build(self, sizes: Sizes) -> nn.Module:
-        """A network with fresh weights, drawn from torch's default generator."""
+        """A network with fresh weights, on the CPU and drawn from torch's default generator.
+
+        So that they are the same ones wherever the network goes.
+        """
 
     @abstractmethod
     def loss(self, tasks: Tasks) -> Tensor:
@@ -127,8 +131,7 @@ class NeuralAlgorithm(Algorithm):
         self, sampler: TaskSampler, valid: Sequence[Tasks], run: Run, epochs: int | None = None
     ) -> int:
         """Train a fresh network; the epochs that its weights come from."""
-        with torch.random.fork_rng(), run.device:  # where what it is built of is
-            torch.manual_seed(run.seed)
+        with seeded(run.seed):
             network = self.build(Sizes(**self.sizes_))
             if self.training.initialisation != "default":
                 initialise(network, INITIALISATIONS[self.training.initialisation])
@@ -156,15 +159,15 @@ class NeuralAlgorithm(Algorithm):
         super().restore({name: value for name, value in state.items() if name != "network_"})
         weights = state["network_"]
         like = next(iter(weights.values()))
-        with torch.random.fork_rng(), like.device:
+        with seeded(0):
             network = self.build(Sizes(**self.sizes_))
         network.to(like.device, like.dtype).load_state_dict(weights)
         self.network_ = network.eval()
         return self
 
     def baseline(self, side: Side) -> Baseline:
-        """What the biases say of the standardised ratings of a side's tasks."""
-        return Baseline(Biases(**self.biases_), side, self.mean_, self.deviation_)
+        """What the biases say of the standardised ratings of a side's tasks; a part of a network, on the CPU."""
+        return Baseline(Biases(**moved(self.biases_, "cpu")), side, self.mean_, self.deviation_)
 
     def standardised(self, rating: Tensor) -> Tensor:
         """Ratings as the network sees them."""

@@ -88,9 +88,10 @@ def _squared(features: Tensor, owner: Tensor, tasks: int, half: Callable[[Tensor
     blocks = -(-lists.counts // BLOCK)
     first = (blocks.cumsum(0) - blocks) * BLOCK
     slot = torch.arange(len(owner), device=owner.device) + (first - lists.offsets[:-1])[lists.owner]
-    filled = features.new_zeros(int(blocks.sum()) * BLOCK, features.shape[1])
+    count = int(blocks.sum())
+    filled = features.new_zeros(count * BLOCK, features.shape[1])
     filled = filled.index_copy(0, slot, features.index_select(0, lists.partner))
-    task = torch.repeat_interleave(torch.arange(tasks, device=owner.device), blocks)
+    task = torch.repeat_interleave(torch.arange(tasks, device=owner.device), blocks, output_size=count)
     made = half(filled.view(-1, BLOCK, features.shape[1]), task)
     square = made.square().sum(2).flatten().index_select(0, slot)
     return torch.zeros_like(square).index_copy(0, lists.partner, square)

@@ -78,8 +78,8 @@ class Run:
         usable_device(self.device)
 
     def generator(self) -> torch.Generator:
-        """A fresh random generator on the run's device, seeded."""
-        return torch.Generator(self.device).manual_seed(self.seed)
+        """A fresh random generator, seeded; on the CPU, so that what it draws does not depend on the device."""
+        return torch.Generator().manual_seed(self.seed)
 
     def epochs(self, count: int, description: str) -> Iterator[int]:
         """Count epochs 0, 1, … with progress."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from metarec.atomic import replacing
+from metarec.device import seeded
 from metarec.errors import TrainingError
 from metarec.learning.run import Run
 from metarec.options import Range
@@ -172,8 +173,7 @@ class Trainer:
         self, epoch: int, batches: Iterable[Tasks], valid: Sequence[Tasks], schedule: _Schedule
     ) -> dict[str, float]:
         """Train for an epoch; its losses. What layers draw, as in dropout, depends on the seed and the epoch only."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.run.seed + epoch)
+        with seeded(self.run.seed + epoch, self.run.device):
             losses = [self._step(tasks, schedule, epoch) for tasks in batches]
         figures = {"loss": float(torch.stack(losses).mean())}
         if valid:
@@ -189,7 +189,9 @@ class Trainer:
             penalty = self.training.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
             penalty.backward()
         norm = nn.utils.clip_grad_norm_(self.weights, self.training.clip)
-        if not (loss.isfinite() and norm.isfinite()):
+        if not (
+            loss.isfinite() & norm.isfinite()
+        ):  # the only time in a step that the device is waited for here
             raise _Diverged(f"step {schedule.steps} (epoch {epoch})")
         self.optimizer.step()
         schedule.after_step()
@@ -199,7 +201,7 @@ class Trainer:
         self.module.eval()
         with torch.no_grad():
             counts = torch.tensor([float(tasks.rating.numel()) for tasks in valid])
-            losses = torch.tensor([float(self.loss(tasks)) for tasks in valid])
+            losses = torch.stack([self.loss(tasks) for tasks in valid]).float().cpu()
         self.module.train()
         return float((losses * counts).sum() / counts.sum())
 

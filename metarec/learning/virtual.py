@@ -94,4 +94,5 @@ def _prior(train: Dataset, side: Side, factors: Factors, generator: torch.Genera
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
+    drawn = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    return drawn.to(like.device, non_blocking=True)

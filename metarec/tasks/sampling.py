@@ -116,7 +116,7 @@ class TaskSampler:
                 pool.drawable[_permutation(pool.drawable, generator)], self.sampling.tasks
             )
         ]
-        for number in torch.randperm(len(blocks), generator=generator, device=generator.device).tolist():
+        for number in torch.randperm(len(blocks), generator=generator).tolist():
             pool, entities = blocks[number]
             yield self._draw(pool, entities, generator)
 
@@ -142,7 +142,7 @@ class TaskSampler:
         is_new: dict[Side, Tensor] = {}
         for side in ("user", "item"):
             count = self._pools[0].size(side)
-            order = torch.randperm(count, generator=generator, device=self._device)
+            order = torch.randperm(count, generator=generator).to(self._device)
             is_new[side] = order < round(share * count)
         rest, newcomers = [], []
         for pool in self._pools:
@@ -211,7 +211,7 @@ class TaskSampler:
         if not pool.implicit:
             return owner, partner, rating
         shape = (entry.numel(), self.sampling.negatives)
-        drawn = torch.randint(pool.choice.numel(), shape, generator=generator, device=entry.device)
+        drawn = _there(torch.randint(pool.choice.numel(), shape, generator=generator), entry)
         each = 1 + self.sampling.negatives
         rating = torch.cat([rating.unsqueeze(1), rating.new_zeros(shape)], 1)
         return (
@@ -236,7 +236,7 @@ class TaskSampler:
         if self.sampling.attribute_dropout == 0 or not features.blocks:
             return entities
         shape = (len(features), len(features.blocks))
-        drawn = torch.rand(shape, generator=generator, device=features.values.device)
+        drawn = _there(torch.rand(shape, generator=generator), features.values)
         return replace(entities, features=features.without(drawn < self.sampling.attribute_dropout))
 
     def _mixed(self, tasks: Tasks, generator: torch.Generator) -> Tasks:
@@ -252,8 +252,8 @@ class TaskSampler:
     def _noisy(self, rating: Tensor, generator: torch.Generator) -> Tensor:
         if self.sampling.rating_noise == 0:
             return rating
-        noise = torch.randn(rating.shape, generator=generator, device=rating.device, dtype=rating.dtype)
-        return rating + self.sampling.rating_noise * noise
+        noise = torch.randn(rating.shape, generator=generator, dtype=rating.dtype)
+        return rating + self.sampling.rating_noise * _there(noise, rating)
 
 
 @dataclass(frozen=True)
@@ -331,8 +331,13 @@ def _offsets(owner: Tensor, lists: Ragged) -> Tensor:
 
 
 def _permutation(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randperm(like.numel(), generator=generator, device=like.device)
+    return _there(torch.randperm(like.numel(), generator=generator), like)
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(like.numel(), generator=generator, device=like.device, dtype=torch.float64)
+    return _there(torch.rand(like.numel(), generator=generator, dtype=torch.float64), like)
+
+
+def _there(drawn: Tensor, like: Tensor) -> Tensor:
+    """What was drawn on the CPU, so that one seed gives the same tasks on every device, where `like` is."""
+    return drawn.to(like.device, non_blocking=True)

@@ -73,16 +73,16 @@ class Ragged:
     @property
     def owner(self) -> Tensor:
         """int64 [n]: the task that each entry belongs to."""
-        return torch.repeat_interleave(torch.arange(len(self), device=self.offsets.device), self.counts)
+        tasks = torch.arange(len(self), device=self.offsets.device)
+        return torch.repeat_interleave(tasks, self.counts, output_size=self.partner.numel())
 
     def entries(self, tasks: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets of the lists of `tasks` (int64 [M]) when put one after another, and the entries to take for them."""
         counts = self.counts[tasks]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        within = torch.arange(int(offsets[-1]), device=offsets.device) - torch.repeat_interleave(
-            offsets[:-1], counts
-        )
-        return offsets, torch.repeat_interleave(self.offsets[:-1][tasks], counts) + within
+        total = int(offsets[-1])
+        shift = torch.repeat_interleave(self.offsets[:-1][tasks] - offsets[:-1], counts, output_size=total)
+        return offsets, shift + torch.arange(total, device=offsets.device)
 
     def sum(self, values: Tensor) -> Tensor:
         """float [T, …]: the sum of each list's `values` (float [n, …]); 0 where it is empty."""

@@ -71,7 +71,7 @@ class BMAML(SamplingLearner):
 
     def drawn(self, likelihood: Likelihood, count: Tensor) -> Draws:
         """The particles after their steps; "way_left" is how far their moments are to go, in units of the posterior."""
-        one = torch.eye(self.rank).to(likelihood.precision)
+        one = likelihood.shift.new_ones(self.rank).diag()
         root = torch.linalg.cholesky(likelihood.precision + one)
         optimum = torch.cholesky_solve(likelihood.shift.unsqueeze(2), root)
         mean, factor = torch.zeros_like(optimum), one.expand_as(root)

@@ -179,7 +179,7 @@ class IALS(Algorithm):
         A regression with the Gram matrix for the prior's precision: weight c − 1 and target c / (c − 1) give c Σ y.
         """
         features, target, weight = self._observed(table, lists.partner)
-        gram = table.mT @ table + self.regularization * torch.eye(self.rank).to(table)
+        gram = table.mT @ table + table.new_full((self.rank,), self.regularization).diag()
         return gaussian_posterior(features, target, weight, lists.offsets, table.new_zeros(self.rank), gram)
 
     def _observed(self, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

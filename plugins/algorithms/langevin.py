@@ -64,7 +64,7 @@ class Langevin(SamplingLearner):
 
     def drawn(self, likelihood: Likelihood, count: Tensor) -> Draws:
         """The last states of the chains."""
-        metric = torch.eye(self.rank).to(likelihood.precision)
+        metric = likelihood.shift.new_ones(self.rank).diag()
         factor = torch.linalg.cholesky(likelihood.precision + metric)
         shift = torch.linalg.solve_triangular(factor, likelihood.shift.unsqueeze(2), upper=False).squeeze(2)
         moves = max(4, self.draws // self.chains)
@@ -75,7 +75,7 @@ class Langevin(SamplingLearner):
             self.points[: self.chains] @ factor,
             moves=self.warm_up + moves,
             adjusted=self.kernel == "mala",
-            generator=torch.Generator(shift.device).manual_seed(self.seed_),
+            generator=torch.Generator().manual_seed(self.seed_),
         )[self.warm_up :]
         r_hat = split_r_hat(states)
         # Λ = LLᵀ, and the chains are of Lᵀz.
@@ -112,16 +112,19 @@ def langevin_chains(
     adjusted : bool
         Whether moves are accepted or rejected.
     generator : Generator
+        On the CPU, so that a task has the same answer on every device.
     """
     states, state, rate = [], start, rate.view(-1, 1, 1)
-    dtype, device = start.dtype, start.device
+
+    def fresh(draw: Callable[..., Tensor], *shape: int) -> Tensor:
+        return draw(shape, dtype=start.dtype, generator=generator).to(start.device, non_blocking=True)
 
     def slope(at: Tensor) -> Tensor:
         return shift.unsqueeze(1) - at @ precision
 
     gradient = slope(state)
     for _ in range(moves):
-        noise = torch.randn(start.shape[1:], dtype=dtype, device=device, generator=generator)
+        noise = fresh(torch.randn, *start.shape[1:])
         moved = state + rate / 2 * gradient + rate.sqrt() * noise
         ahead = slope(moved)
         if adjusted:
@@ -129,7 +132,7 @@ def langevin_chains(
             way = moved - state
             back = (way + rate / 2 * ahead).square() / (2 * rate)
             gain = (way * (gradient + ahead) / 2 - back).sum(2) + noise.square().sum(1) / 2
-            lot = torch.rand(start.shape[1], dtype=dtype, device=device, generator=generator)
+            lot = fresh(torch.rand, start.shape[1])
             accepted = (lot.log() < gain).unsqueeze(2)
             moved, ahead = torch.where(accepted, moved, state), torch.where(accepted, ahead, gradient)
         state, gradient = moved, ahead

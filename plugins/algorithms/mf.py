@@ -91,7 +91,7 @@ class MatrixFactorisation(Algorithm):
         self.known_ = {"user": found.user, "item": found.item}
         self.noise_ = max(found.error, LEAST_VARIANCE)
         self.prior_mean_ = {side: self.known_[side].mean(0) for side in SIDES}
-        self.prior_covariance_ = {side: torch.eye(found.user.shape[1]).to(found.user) for side in SIDES}
+        self.prior_covariance_ = {side: found.user.new_ones(found.user.shape[1]).diag() for side in SIDES}
         for side in SIDES:
             self._fit_prior(train, side)
         self.noise_of_new_ = {side: self._noise_of_new(side) for side in SIDES}
@@ -202,7 +202,7 @@ class MatrixFactorisation(Algorithm):
     ) -> FoldedIn:
         inverse = torch.linalg.inv(self.prior_covariance_[side])
         ridge = self.descent.l2 * torch.segment_reduce(1 / noise, "sum", offsets=offsets, axis=0, unsafe=True)
-        precision = inverse + ridge[:, None, None] * torch.eye(len(inverse)).to(inverse)
+        precision = inverse + ridge.unsqueeze(1).expand(-1, len(inverse)).diag_embed()
         mean = torch.linalg.solve(precision, inverse @ self.prior_mean_[side])
         posterior = gaussian_posterior(features, residual, 1 / noise, offsets, mean, precision)
         return FoldedIn(posterior.mean, posterior.cholesky, side)
@@ -233,7 +233,7 @@ class MatrixFactorisation(Algorithm):
     def _updated(self, found: FoldedIn, rating: Support, sign: int) -> FoldedIn:
         features, residual, noise = self._observations(rating)
         before, weight = found.cholesky @ found.cholesky.mT, sign / noise
-        ridge = self.descent.l2 * torch.eye(features.shape[1]).to(features)
+        ridge = features.new_full((features.shape[1],), self.descent.l2).diag()
         after = before + weight[:, None, None] * (features.unsqueeze(2) * features.unsqueeze(1) + ridge)
         shift = (before @ found.mean.unsqueeze(2)).squeeze(2) + (weight * residual)[:, None] * features
         cholesky = torch.linalg.cholesky(after)

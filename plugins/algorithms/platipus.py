@@ -125,7 +125,7 @@ class Platipus(LinearHeadLearner):
 
     def _pushed(self, likelihood: Likelihood, rate: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Where steps of `rate` (float [T, 1]) lead from `start`, float [T, r], and M, float [T, r, r]."""
-        shrinkage = torch.eye(self.rank).to(start) - rate.unsqueeze(2) * likelihood.precision
+        shrinkage = start.new_ones(self.rank).diag() - rate.unsqueeze(2) * likelihood.precision
         mean, push = start.unsqueeze(2), (rate * likelihood.shift).unsqueeze(2)
         for _ in range(self.inner_steps):
             mean = shrinkage @ mean + push

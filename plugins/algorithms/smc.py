@@ -56,7 +56,7 @@ class SMC(SamplingLearner):
         log_weight = points.new_full((tasks, self.draws), -math.log(self.draws))
         reached, log_evidence = points.new_zeros(tasks), points.new_zeros(tasks)
         accepted = points.new_ones(tasks)
-        generator = torch.Generator(points.device).manual_seed(self.seed_)
+        generator = torch.Generator().manual_seed(self.seed_)
         todo = torch.arange(tasks, device=points.device)
         while todo.numel():
             its, at, before = likelihood.select(todo), points[todo], log_weight[todo]
@@ -106,17 +106,21 @@ def rejuvenated(
     reached : float [T]
         γ: the target is ``N(z; 0, I) p(S|z)^γ``.
     generator : Generator
-        All tasks share its numbers.
+        All tasks share its numbers; on the CPU, so that they are the same on every device.
     """
     size, rank = points.shape[1:]
-    noise = torch.randn(size, rank, dtype=points.dtype, device=points.device, generator=generator)
-    lot, uniform = torch.rand(2, size, dtype=points.dtype, device=points.device, generator=generator)
+    dtype, device = points.dtype, points.device
+    drawn = (
+        torch.randn(size, rank, dtype=dtype, generator=generator),
+        torch.rand(2, size, dtype=dtype, generator=generator),
+    )
+    noise, (lot, uniform) = (one.to(device, non_blocking=True) for one in drawn)
     weight = log_weight.exp()
     mean = (weight.unsqueeze(1) @ points).squeeze(1)
     away = points - mean.unsqueeze(1)
-    covariance = away.mT @ (weight.unsqueeze(2) * away) + 1e-6 * torch.eye(rank).to(points)
+    covariance = away.mT @ (weight.unsqueeze(2) * away) + points.new_full((rank,), 1e-6).diag()
     factor = torch.linalg.cholesky(covariance)
-    place = (torch.arange(size).to(points) + uniform[0]) / size
+    place = (torch.arange(size, dtype=dtype, device=device) + uniform[0]) / size
     chosen = torch.searchsorted(weight.cumsum(1), place.expand_as(weight).contiguous()).clamp(max=size - 1)
     before = points.gather(1, chosen.unsqueeze(2).expand_as(points))
     proposed = mean.unsqueeze(1) + noise @ factor.mT
