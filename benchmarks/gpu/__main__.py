@@ -20,6 +20,7 @@ class Part(StrEnum):
 
     BUILD = "build"
     CHECK = "check"
+    TIME = "time"
 
 
 def main(
@@ -33,8 +34,9 @@ def main(
     device: Annotated[
         str, typer.Option(help="cuda, cuda:1, …; on cpu what concerns CUDA does not apply.")
     ] = "cuda",
+    seconds: Annotated[float, typer.Option(min=0, help="How long to time each case.")] = 2.0,
 ) -> None:
-    """Build the native ops for the GPU that is here, and check each of them on it.
+    """Build the native ops for the GPU that is here, and check and time each of them on it.
 
     Ends with 0 if all checks passed, with 1 if one failed, with 2 if there is nothing to run on.
     """
@@ -55,6 +57,8 @@ def main(
     if Part.CHECK in parts:
         modules = {name: f"metarec.testing.ops.{name}" for name in OPS if name in chosen}
         session.check(modules, runs=RUNS in chosen)
+    if Part.TIME in parts:
+        session.time([name for name in OPS if name in chosen], seconds)
     results.complete = True
     results.write(json_file)
     console.print(f"The results are in {json_file}.", markup=False)

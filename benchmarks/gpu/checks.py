@@ -47,9 +47,7 @@ class Outcome:
 
 def check_op(module: str, device_name: str) -> Iterator[Outcome]:
     """Check all samples of a module such as ``metarec.testing.ops.inner_loop``."""
-    device = torch.device(device_name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = chosen_device(device_name)
     for sample in importlib.import_module(module).samples():
         name = str(sample)
         yield Outcome(name)
@@ -57,16 +55,32 @@ def check_op(module: str, device_name: str) -> Iterator[Outcome]:
             arguments = [tensor.to(device) for tensor in sample.arguments()]
             results = sample.call(*arguments)
         except Exception as error:
-            yield Outcome(name, CHECKS[0].name, False, _line(error))
+            yield Outcome(name, CHECKS[0].name, False, one_line(error))
         else:
             for check in CHECKS:
                 yield _outcome(check, sample, arguments, results)
-        if device.type == "cuda":
-            try:
-                torch.cuda.synchronize()
-            except RuntimeError as error:  # after which every call would raise it again
-                yield Outcome(name, TO_THE_END, False, _line(error))
-                return
+        error = lasting_error(device)
+        if error is not None:
+            yield Outcome(name, TO_THE_END, False, error)
+            return
+
+
+def chosen_device(name: str) -> torch.device:
+    """Give a device, which becomes the current one where it is a GPU."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def lasting_error(device: torch.device) -> str | None:
+    """Give the error that every call on the device raises from now on, if there is one."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            return one_line(error)
+    return None
 
 
 def check_runs(device_name: str) -> Iterator[Outcome]:
@@ -80,7 +94,7 @@ def check_runs(device_name: str) -> Iterator[Outcome]:
             found, expected = (_metrics(name, options, device) for device in (device_name, "cpu"))
             _assert_alike(found, expected)
         except Exception as error:
-            yield Outcome(name, "as on the CPU", False, _line(error))
+            yield Outcome(name, "as on the CPU", False, one_line(error))
         else:
             yield Outcome(name, "as on the CPU", True)
 
@@ -122,7 +136,7 @@ def _outcome(check: Check, sample: Sample, arguments: list[Tensor], results: Res
     try:
         check.holds(sample, arguments, results)
     except Exception as error:
-        return Outcome(str(sample), check.name, False, _line(error))
+        return Outcome(str(sample), check.name, False, one_line(error))
     return Outcome(str(sample), check.name, True)
 
 
@@ -185,7 +199,8 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Say what went wrong."""
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said}"[:300]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from rich.console import Console
 
 from benchmarks.gpu.checks import TO_THE_END, Outcome, check_op, check_runs
 from benchmarks.gpu.isolated import Died, isolated
-from benchmarks.gpu.report import Results, check_rows, show_checks
+from benchmarks.gpu.report import Results, Row, check_rows, show_checks
+from benchmarks.gpu.timings import show_timing, time_op
 
 RUNS = "runs"
 """The name that whole runs have beside the ops."""
@@ -28,6 +29,21 @@ class Session:
             self._check(op, check_op, module, self.device)
         if runs:
             self._check(RUNS, check_runs, self.device)
+
+    def time(self, ops: Iterable[str], seconds: float) -> None:
+        """Time ops, each case for so long."""
+        for op in ops:
+            with self.console.status(f"timing {op}"):
+                try:
+                    for rows in isolated(time_op, op, self.device, seconds):
+                        self._add_timings(rows)
+                except Died as error:
+                    self._add_timings([{"op": op, "case": None, "failed": str(error)}])
+
+    def _add_timings(self, rows: list[Row]) -> None:
+        self.console.print(show_timing(rows))
+        self.results.timings += rows
+        self.results.write(self.file)
 
     def _check(self, name: str, work: Callable[..., Iterator[Outcome]], *arguments: Any) -> None:
         with self.console.status(f"checking {name}"):

@@ -10,19 +10,21 @@ from torch.nn import functional
 
 from benchmarks import roofline
 from benchmarks.ops import Case
+from benchmarks.timing import CPU
 from metarec.ops import cosine_scores
 
 USERS, ITEMS, DIM, PAIRS = 100_000, 50_000, 64, 1_000_000
 
 
-def cases() -> Iterator[Case]:
+def cases(device: torch.device = CPU) -> Iterator[Case]:
     """Pairs of a large training batch, popular items more often than others; the gradient of both tables, dense."""
     generator = torch.Generator().manual_seed(0)
-    users = torch.randn(USERS, DIM, generator=generator).requires_grad_()
-    items = torch.randn(ITEMS, DIM, generator=generator).requires_grad_()
-    user = torch.randint(USERS, (PAIRS,), generator=generator)
-    item = (ITEMS * torch.rand(PAIRS, generator=generator) ** 3).long()
-    gradient = torch.randn(PAIRS, generator=generator)
+    users, items = (
+        torch.randn(count, DIM, generator=generator).to(device).requires_grad_() for count in (USERS, ITEMS)
+    )
+    user = torch.randint(USERS, (PAIRS,), generator=generator).to(device)
+    item = (ITEMS * torch.rand(PAIRS, generator=generator) ** 3).long().to(device)
+    gradient = torch.randn(PAIRS, generator=generator).to(device)
 
     def ours() -> tuple[Tensor, ...]:
         scores = cosine_scores(users, items, user, item)

@@ -1,4 +1,4 @@
-"""``embedding_update_`` beside torch's SparseAdam and the row-wise Adagrad of FBGEMM."""
+"""``embedding_update_`` beside torch's SparseAdam, and the row-wise Adagrad of FBGEMM and in torch."""
 
 from __future__ import annotations
 
@@ -7,28 +7,23 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    ComputeDevice,
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
 from torch import Tensor, nn
 
 from benchmarks import roofline
 from benchmarks.ops import Case
+from benchmarks.timing import CPU, Call
 from metarec.ops import embedding_state, embedding_update_
 
 ROWS, DIM, ENTRIES, EXPONENT = 1_000_000, 64, 65_536, 1.3
 
 
-def cases() -> Iterator[Case]:
+def cases(device: torch.device = CPU) -> Iterator[Case]:
     """Gradients of rows as unequally popular as items are: each of our steps, and theirs."""
     random = np.random.default_rng(0)
     rank = random.zipf(EXPONENT, 2 * ENTRIES)
     rank = rank[rank <= ROWS][:ENTRIES]
-    rows = torch.from_numpy(random.permutation(ROWS)[rank - 1])
-    gradients = 1e-2 * torch.randn(ENTRIES, DIM, generator=torch.Generator().manual_seed(0))
+    rows = torch.from_numpy(random.permutation(ROWS)[rank - 1]).to(device)
+    gradients = 1e-2 * torch.randn(ENTRIES, DIM, generator=torch.Generator().manual_seed(0)).to(device)
     distinct = len(rows.unique())
     name = f"{ENTRIES:,} Zipf({EXPONENT}) gradients into {ROWS:,} × {DIM}, {distinct:,} distinct rows"
     yield adam(name, rows, gradients, distinct)
@@ -38,9 +33,9 @@ def cases() -> Iterator[Case]:
 
 def adam(name: str, rows: Tensor, gradients: Tensor, distinct: int) -> Case:
     """Give the step of Adam."""
-    table = torch.zeros(ROWS, DIM)
+    table = gradients.new_zeros(ROWS, DIM)
     state = embedding_state(table, "adam")
-    theirs = nn.Parameter(torch.zeros(ROWS, DIM))
+    theirs = nn.Parameter(torch.zeros_like(table))
     optimizer = torch.optim.SparseAdam([theirs], lr=1e-3)
     theirs.grad = torch.sparse_coo_tensor(rows[None], gradients, theirs.shape, check_invariants=False)
     return Case(
@@ -54,14 +49,16 @@ def adam(name: str, rows: Tensor, gradients: Tensor, distinct: int) -> Case:
 
 def adagrad(name: str, rows: Tensor, gradients: Tensor, distinct: int) -> Case:
     """Give the step of row-wise Adagrad alone."""
-    table = torch.zeros(ROWS, DIM)
+    table = gradients.new_zeros(ROWS, DIM)
     state = embedding_state(table, "adagrad")
-    forward = fbgemm()(rows, torch.arange(ENTRIES + 1))
     return Case(
         f"row-wise Adagrad, {name}",
         ours=lambda: embedding_update_(table, rows, gradients, rule="adagrad", state=state, lr=1e-2),
         work=roofline.embedding_update_(ENTRIES, distinct, DIM, rule="adagrad"),
-        peers={"fbgemm-gpu-cpu": lambda: forward.backward(gradients, retain_graph=True)},
+        peers={
+            **({"fbgemm-gpu-cpu": fbgemm_update(rows, gradients)} if rows.device.type == "cpu" else {}),
+            "torch coalesce + index_add": torch_adagrad(rows, gradients),
+        },
     )
 
 
@@ -71,10 +68,9 @@ def adagrad_with_forward(name: str, rows: Tensor, gradients: Tensor, distinct: i
     What is gathered goes to a tensor that is kept, so that no memory is asked of the system; the module of FBGEMM
     makes one anew each time.
     """
-    table = torch.zeros(ROWS, DIM)
+    table = gradients.new_zeros(ROWS, DIM)
     state = embedding_state(table, "adagrad")
-    gathered = torch.zeros(ENTRIES, DIM)
-    module, offsets = fbgemm(), torch.arange(ENTRIES + 1)
+    gathered = torch.zeros_like(gradients)
 
     def ours() -> None:
         torch.index_select(table, 0, rows, out=gathered)
@@ -85,13 +81,47 @@ def adagrad_with_forward(name: str, rows: Tensor, gradients: Tensor, distinct: i
         ours=ours,
         work=roofline.gather(ENTRIES, distinct, DIM)
         + roofline.embedding_update_(ENTRIES, distinct, DIM, rule="adagrad"),
-        peers={"fbgemm-gpu-cpu": lambda: module(rows, offsets).backward(gradients)},
+        peers={"fbgemm-gpu-cpu": fbgemm_step(rows, gradients)} if rows.device.type == "cpu" else {},
         least_ratio={"fbgemm-gpu-cpu": 2.5},
     )
 
 
-def fbgemm() -> SplitTableBatchedEmbeddingBagsCodegen:
+def torch_adagrad(rows: Tensor, gradients: Tensor) -> Call:
+    """Give the step of row-wise Adagrad as one writes it in torch."""
+    table, sums = gradients.new_zeros(ROWS, DIM), gradients.new_zeros(ROWS)
+
+    def call() -> None:
+        shape = (ROWS, DIM)
+        summed = torch.sparse_coo_tensor(rows[None], gradients, shape, check_invariants=False).coalesce()
+        distinct, values = summed.indices()[0], summed.values()
+        total = sums.index_select(0, distinct) + values.square().mean(1)
+        sums.index_copy_(0, distinct, total)
+        table.index_add_(0, distinct, values / (total.sqrt() + 1e-8)[:, None], alpha=-1e-2)
+
+    return call
+
+
+def fbgemm_update(rows: Tensor, gradients: Tensor) -> Call:
+    """Give FBGEMM's update alone, which is its backward pass."""
+    forward = fbgemm()(rows, torch.arange(ENTRIES + 1))
+    return lambda: forward.backward(gradients, retain_graph=True)
+
+
+def fbgemm_step(rows: Tensor, gradients: Tensor) -> Call:
+    """Give FBGEMM's gather and update."""
+    module, offsets = fbgemm(), torch.arange(ENTRIES + 1)
+    return lambda: module(rows, offsets).backward(gradients)
+
+
+def fbgemm() -> nn.Module:
     """Give FBGEMM's table, with its update fused into the backward pass; bags of one row are its faster form."""
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        ComputeDevice,
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return SplitTableBatchedEmbeddingBagsCodegen(

@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
 from benchmarks import roofline
 from benchmarks.ops import Case
+from benchmarks.timing import CPU, Call
 from metarec.ops import gaussian_posterior
 
 TASKS, RATINGS, RANK = 1000, 50, 32
+TASKS_OF_A_GPU = 64_000
+"""So many take a GPU longer than it takes to start their kernels."""
 
 
-def cases() -> Iterator[Case]:
+def cases(device: torch.device = CPU) -> Iterator[Case]:
     """Many users at once, and one who has just come."""
-    generator = torch.Generator().manual_seed(0)
-    f = torch.randn(TASKS * RATINGS, RANK, generator=generator)
-    y = torch.randn(TASKS * RATINGS, generator=generator)
-    w = torch.rand(TASKS * RATINGS, generator=generator) + 0.5
-    offsets = torch.arange(0, TASKS * RATINGS + 1, RATINGS)
-    m, p = torch.zeros(RANK), torch.eye(RANK)
-    yield Case(
-        f"{TASKS:,} tasks × {RATINGS} ratings × rank {RANK}",
-        ours=lambda: gaussian_posterior(f, y, w, offsets, m, p),
-        work=roofline.gaussian_posterior(TASKS, TASKS * RATINGS, RANK),
-        peers={
-            "NumPy loop": lambda: numpy_loop(f, y, w, offsets, m, p),
-            "torch batched": lambda: torch_batched(f, y, w, m, p),
-        },
-        least_ratio={"NumPy loop": 20, "torch batched": 4},
-    )
-    inside = torch.ops.metarec.gaussian_posterior.default
-    f1, y1, w1, user = f[:RATINGS], y[:RATINGS], w[:RATINGS], offsets[:2]
+    for tasks in (TASKS,) if device.type == "cpu" else (TASKS, TASKS_OF_A_GPU):
+        given = arguments(tasks, device)
+        yield Case(
+            f"{tasks:,} tasks × {RATINGS} ratings × rank {RANK}",
+            ours=partial(gaussian_posterior, *given),
+            work=roofline.gaussian_posterior(tasks, tasks * RATINGS, RANK),
+            peers=peers(given),
+            least_ratio={"NumPy loop": 20, "torch batched": 4},
+        )
+    given = arguments(1, device)
     yield Case(
         f"one new user of {RATINGS} ratings, inside the op",
-        ours=lambda: inside(f1, y1, w1, user, m, p),
+        ours=partial(torch.ops.metarec.gaussian_posterior.default, *given),
         work=roofline.gaussian_posterior(1, RATINGS, RANK),
         most_ms=0.03,
     )
     yield Case(
         f"one new user of {RATINGS} ratings, from Python",
-        ours=lambda: gaussian_posterior(f1, y1, w1, user, m, p),
+        ours=partial(gaussian_posterior, *given),
         work=roofline.gaussian_posterior(1, RATINGS, RANK),
-        peers={
-            "NumPy loop": lambda: numpy_loop(f1, y1, w1, user, m, p),
-            "torch batched": lambda: torch_batched(f1, y1, w1, m, p),
-        },
+        peers=peers(given),
+    )
+
+
+def arguments(tasks: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Draw observations, and a prior that all share."""
+    generator, count = torch.Generator().manual_seed(0), tasks * RATINGS
+    drawn = (
+        torch.randn(count, RANK, generator=generator),
+        torch.randn(count, generator=generator),
+        torch.rand(count, generator=generator) + 0.5,
+        torch.arange(0, count + 1, RATINGS),
+        torch.zeros(RANK),
+        torch.eye(RANK),
+    )
+    return tuple(tensor.to(device) for tensor in drawn)
+
+
+def peers(given: tuple[torch.Tensor, ...]) -> dict[str, Call]:
+    """Give those that run on the device."""
+    batched = {"torch batched": partial(torch_batched, *given)}
+    return (
+        {"NumPy loop": partial(numpy_loop, *given), **batched} if given[0].device.type == "cpu" else batched
     )
 
 
@@ -79,6 +94,7 @@ def torch_batched(
     features: torch.Tensor,
     targets: torch.Tensor,
     precision: torch.Tensor,
+    _: torch.Tensor,
     prior_mean: torch.Tensor,
     prior_precision: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:

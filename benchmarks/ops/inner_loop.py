@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -12,14 +13,15 @@ from torch.func import grad, vmap
 from benchmarks import roofline
 from benchmarks.ops import Case
 from benchmarks.roofline import Work
+from benchmarks.timing import CPU
 from metarec.ops import InnerHead, InnerSteps, inner_loop
 
 WIDTH, HIDDEN, STEPS, RATE = 256, 64, 5, 0.01
 
 
-def cases() -> Iterator[Case]:
+def cases(device: torch.device = CPU) -> Iterator[Case]:
     """Meta-gradients of both orders, and supports of all sizes."""
-    alike = Tasks([20] * 32, [10] * 32)
+    alike = Tasks([20] * 32, [10] * 32, device)
     yield Case(
         f"second order, {alike}, 20 + 10 ratings",
         ours=lambda: alike.by_metarec(2),
@@ -34,7 +36,7 @@ def cases() -> Iterator[Case]:
         peers={"vmap(grad)": lambda: alike.by_vmap(1), "Python loop": lambda: alike.by_loop(1)},
         least_ratio={"Python loop": 50},
     )
-    ragged = Tasks([1 + task * 199 // 511 for task in range(512)], [10] * 512)
+    ragged = Tasks([1 + task * 199 // 511 for task in range(512)], [10] * 512, device)
     yield Case(
         f"second order, {ragged}, 1 to 200 + 10 ratings",
         ours=lambda: ragged.by_metarec(2),
@@ -47,31 +49,33 @@ def cases() -> Iterator[Case]:
 class Tasks:
     """Random tasks, and the loss of their queries with its meta-gradient by each way to compute it."""
 
-    def __init__(self, supports: list[int], queries: list[int]) -> None:
+    def __init__(self, supports: list[int], queries: list[int], device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
         self.supports, self.queries = supports, queries
+        self.own, self.asked = _ranges(supports), _ranges(queries)
         self.support_offsets, self.query_offsets = (
-            torch.tensor([0, *sizes]).cumsum(0) for sizes in (supports, queries)
+            torch.tensor([0, *accumulate(sizes)], device=device) for sizes in (supports, queries)
         )
-        self.support = torch.randn(sum(supports), WIDTH, generator=generator)
-        self.query = torch.randn(sum(queries), WIDTH, generator=generator)
-        self.targets = torch.randn(sum(supports), generator=generator)
-        self.query_targets = torch.randn(sum(queries), generator=generator)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(device)
+
+        self.support, self.query = normal(sum(supports), WIDTH), normal(sum(queries), WIDTH)
+        self.targets, self.query_targets = normal(sum(supports)), normal(sum(queries))
         self.parameters: list[Tensor] = []
         for width, height in ((WIDTH, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
-            self.parameters.append(torch.randn(height, width, generator=generator) / width**0.5)
-            self.parameters.append(torch.zeros(height))
+            self.parameters.append(normal(height, width) / width**0.5)
+            self.parameters.append(torch.zeros(height, device=device))
         for parameter in self.parameters:
             parameter.requires_grad_()
 
         # Padded to the largest support, with weights that leave the padding out.
         most = max(supports)
-        self.padded = torch.zeros(len(supports), most, WIDTH)
-        self.padded_targets, self.shares = (torch.zeros(len(supports), most) for _ in range(2))
-        for task, size in enumerate(supports):
-            rows = slice(self.support_offsets[task], self.support_offsets[task + 1])
-            self.padded[task, :size] = self.support[rows]
-            self.padded_targets[task, :size] = self.targets[rows]
+        self.padded = torch.zeros(len(supports), most, WIDTH, device=device)
+        self.padded_targets, self.shares = (torch.zeros(len(supports), most, device=device) for _ in range(2))
+        for task, (size, own) in enumerate(zip(supports, self.own, strict=True)):
+            self.padded[task, :size] = self.support[own]
+            self.padded_targets[task, :size] = self.targets[own]
             self.shares[task, :size] = 1 / size
 
     def __str__(self) -> str:
@@ -99,10 +103,8 @@ class Tasks:
 
     def by_loop(self, order: int) -> tuple[Tensor, ...]:
         """Task by task, as one writes it first."""
-        total = torch.zeros(())
-        for task in range(len(self.supports)):
-            own = slice(self.support_offsets[task], self.support_offsets[task + 1])
-            asked = slice(self.query_offsets[task], self.query_offsets[task + 1])
+        total = self.support.new_zeros(())
+        for own, asked in zip(self.own, self.asked, strict=True):
             adapted = self.parameters
             for _ in range(STEPS):
                 loss = (_head(adapted, self.support[own]) - self.targets[own]).square().mean() / 2
@@ -145,3 +147,8 @@ def _head(parameters: list[Tensor], inputs: Tensor) -> Tensor:
             torch.relu(inputs) if layer else inputs, parameters[layer], parameters[layer + 1]
         )
     return inputs[:, 0]
+
+
+def _ranges(sizes: list[int]) -> list[slice]:
+    """Give the rows of each task."""
+    return [slice(begin, end) for begin, end in pairwise([0, *accumulate(sizes)])]
