@@ -17,11 +17,12 @@ from benchmarks.timing import CPU
 from metarec.ops import InnerHead, InnerSteps, inner_loop
 
 WIDTH, HIDDEN, STEPS, RATE = 256, 64, 5, 0.01
+ALIKE, RAGGED = 32, 512
 
 
 def cases(device: torch.device = CPU) -> Iterator[Case]:
     """Meta-gradients of both orders, and supports of all sizes."""
-    alike = Tasks([20] * 32, [10] * 32, device)
+    alike = Tasks([20] * ALIKE, [10] * ALIKE, device)
     yield Case(
         f"second order, {alike}, 20 + 10 ratings",
         ours=lambda: alike.by_metarec(2),
@@ -36,7 +37,7 @@ def cases(device: torch.device = CPU) -> Iterator[Case]:
         peers={"vmap(grad)": lambda: alike.by_vmap(1), "Python loop": lambda: alike.by_loop(1)},
         least_ratio={"Python loop": 50},
     )
-    ragged = Tasks([1 + task * 199 // 511 for task in range(512)], [10] * 512, device)
+    ragged = Tasks([1 + task * 199 // (RAGGED - 1) for task in range(RAGGED)], [10] * RAGGED, device)
     yield Case(
         f"second order, {ragged}, 1 to 200 + 10 ratings",
         ours=lambda: ragged.by_metarec(2),

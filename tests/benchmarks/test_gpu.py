@@ -59,12 +59,37 @@ def samples():
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[SimpleNamespace]:
-    names = "checks", "isolated", "machine", "report", "session", "__main__"
+    names = "checks", "isolated", "machine", "report", "session", "timings", "__main__"
     with pytest.MonkeyPatch.context() as patch:
         # Benchmarks are not installed; last, so that the metarec that is comes before the one beside them.
         patch.setattr(sys, "path", [*sys.path, str(ROOT)])
         modules = {name: importlib.import_module(f"benchmarks.gpu.{name}") for name in names}
         yield SimpleNamespace(**modules, program=modules["__main__"])
+
+
+@pytest.fixture
+def ops(gpu, monkeypatch: pytest.MonkeyPatch):
+    """The cases of the ops made small, on a machine that has none of the peers of the CPU."""
+    sizes = {
+        "cosine_scores": {"USERS": 30, "ITEMS": 20, "PAIRS": 50},
+        "cosine_sgd_epoch_": {"EPOCHS": 1, "BATCH": 64},
+        "cosine_topk": {"ITEMS": 50, "QUERIES": 5},
+        "embedding_update_": {"ROWS": 100, "ENTRIES": 50},
+        "gaussian_posterior": {"TASKS": 3, "TASKS_OF_A_GPU": 5},
+        "inner_loop": {"WIDTH": 5, "HIDDEN": 4, "ALIKE": 3, "RAGGED": 4},
+    }
+    modules = {op: importlib.import_module(f"benchmarks.ops.{op}") for op in OPS}
+    for op, module in modules.items():
+        for name, size in sizes[op].items():
+            monkeypatch.setattr(module, name, size)
+    for name in ("faiss", "fbgemm_gpu", "implicit", "pandas", "surprise", "threadpoolctl"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delenv("METAREC_TEST_DATA", raising=False)
+    drawn = modules["cosine_sgd_epoch_"].drawn
+    monkeypatch.setattr(modules["cosine_sgd_epoch_"], "drawn", lambda *_: drawn(30, 20, 200))
+    rates = gpu.timings.time_case.__globals__["Rates"]
+    monkeypatch.setattr(rates, "measure", lambda device, bytes: rates(1e9, 1e9))
+    return modules
 
 
 @pytest.fixture
@@ -319,3 +344,72 @@ def test_kernels_are_built_where_only_they_are_missing(gpu, monkeypatch):
     started.append("fails")
     with pytest.raises(SystemExit, match="2"):
         gpu.machine.build()
+
+
+SPARSE = ("torch SparseAdam", "torch coalesce + index_add")
+"""Peers with sparse tensors, which the pretended device has not."""
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cases_run_on_a_device_without_what_runs_on_cpus_alone(ops, op):
+    with pretend_device() as device:
+        cases = list(ops[op].cases(device))
+        assert cases
+        for case in cases:
+            for call in (case.ours, *(call for name, call in case.peers.items() if name not in SPARSE)):
+                call()
+
+
+def test_timings_are_beside_peers_and_the_floor(gpu, ops):
+    with_peer, inside, _ = gpu.timings.time_op("gaussian_posterior", "cpu", 0.0)
+    assert [row["peer"] for row in with_peer] == ["NumPy loop", "torch batched"]
+    assert [row["peer"] for row in inside] == [None]
+    row = with_peer[1]
+    assert row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
+    assert row["floor_ms"] == pytest.approx(1e3 * max(row["bytes"], row["operations"]) / 1e9)
+    assert row["share"] == pytest.approx(row["floor_ms"] / row["ours_ms"]) and row["graph_ms"] is None
+    assert row["reaches_least_share"] == (row["share"] >= 0.6)
+    row |= {"ours_ms": 2.0, "graph_ms": 1.5, "share": 0.7, "ratio": 12.0, "reaches_least_share": True}
+    assert "2.00 ms, 1.50 ms in a graph, 12.00 × torch batched, [green]70% of what the floor" in (
+        gpu.timings.show_timing([row])
+    )
+
+
+def test_a_case_that_fails_is_said_to_and_stops_no_other(gpu, ops, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no\nkernel")
+
+    monkeypatch.setattr(ops["gaussian_posterior"], "torch_batched", fail)
+    first, second, third = gpu.timings.time_op("gaussian_posterior", "cpu", 0.0)
+    assert first == [
+        {"op": "gaussian_posterior", "case": first[0]["case"], "failed": "RuntimeError: no kernel"}
+    ]
+    assert "failed" not in second[0] and "failed" in third[0]
+    assert gpu.timings.show_timing(first).endswith("[red]failed[/]: RuntimeError: no kernel")
+
+
+def test_a_crash_while_timing_stops_no_other_op(gpu, tmp_path, monkeypatch):
+    timed = {"op": "fine", "case": "c", "ours_ms": 1.0, "graph_ms": None, "peer": None, "share": 0.5}
+
+    def isolated(work, op, device, seconds):
+        assert (work, device, seconds) == (gpu.timings.time_op, "cpu", 1.0)
+        if op == "crashing":
+            raise gpu.isolated.Died("SIGSEGV")
+        yield [timed | {"reaches_least_share": False}]
+
+    monkeypatch.setattr(gpu.session, "isolated", isolated)
+    results, file = gpu.report.Results({}), tmp_path / "gpu.json"
+    session = gpu.session.Session("cpu", results, file, Console(file=io.StringIO()))
+    session.time(["crashing", "fine"], 1.0)
+    crashed, fine = json.loads(file.read_text())["timings"]
+    assert crashed == {"op": "crashing", "case": None, "failed": "SIGSEGV"} and fine["ours_ms"] == 1.0
+    assert not results.passed
+
+
+def test_a_call_that_is_captured_is_replayed(gpu, cuda):
+    calls, replays = [], []
+    cuda.graph.replay = lambda: replays.append(1)
+    replay = gpu.timings.time_case.__globals__["captured"](lambda: calls.append(1))
+    assert len(calls) == 2 and not replays
+    replay(), replay()
+    assert len(calls) == 2 and len(replays) == 2
