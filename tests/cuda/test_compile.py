@@ -28,10 +28,6 @@ pytestmark = [
     pytest.mark.skipif(not SOURCES, reason="not in a source tree"),
 ]
 
-# Kernels that are made of functions, for these are shared: what a call saves has a stack, and counts as spilled.
-# Both are in the table after the rest.
-CALLING = ("work_on_tasks",)
-
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\d+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<spilled>\d+) bytes spill stores.*?"
@@ -66,13 +62,10 @@ def compile_all(source: Path, folder: Path) -> dict[str, dict[str, list[int]]]:
     for entry, name in zip(entries, names.splitlines(), strict=True):
         short = name.partition("(")[0].removeprefix("void ").replace("metarec::cuda::", "")
         shared = re.search(r"(\d+) bytes smem", entry["used"])
+        assert (entry["stack"], entry["spilled"]) == ("0", "0"), (
+            f"{short} spills on sm_{entry['architecture']}"
+        )
         taken = [int(entry["registers"]), int(shared[1]) if shared else 0]
-        if short.startswith(CALLING):
-            taken += [int(entry["stack"]), int(entry["spilled"])]
-        else:
-            assert (entry["stack"], entry["spilled"]) == ("0", "0"), (
-                f"{short} spills on sm_{entry['architecture']}"
-            )
         found.setdefault(short.replace("metarec::", ""), {})[entry["architecture"]] = taken
     return found
 

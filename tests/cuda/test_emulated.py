@@ -110,15 +110,21 @@ PLANTED = [
     ("cosine_sgd_epoch__kernel.cuh", "nearest = min(nearest, swap);", "nearest = swap;", "was not written"),
     (
         "inner_loop_kernel.cuh",
-        "        __syncthreads();\n        if (begin + kTileDepth < product.depth)",
-        "        if (begin + kTileDepth < product.depth)",
+        "        __syncthreads();\n        const bool last",
+        "        const bool last",
         "predictions: value",
     ),
     (
         "inner_loop_kernel.cuh",
-        "begin + depth < product.depth && row + across < product.rows",
-        "begin + depth + 1 < product.depth && row + across < product.rows",
+        "depth(i) < terms && across(i) < width",
+        "depth(i) + 1 < terms && across(i) < width",
         "case 1 in float: predictions",
+    ),
+    (
+        "inner_loop_kernel.cuh",
+        "        __syncthreads();\n        through_activation(l - 1, product.to",
+        "        through_activation(l - 1, product.to",
+        "predictions: value",
     ),
     (
         "inner_loop_kernel.cuh",

@@ -62,6 +62,9 @@ struct Call {
         query(dense(query)), query_offsets(dense(query_offsets)), parameters(dense(parameters)), rates(dense(rates)),
         output_scales(dense_if(output_scales)), input_scales(dense_if(input_scales)), scales(dense_if(scales)),
         widths(widths), activation(activation_of(activation)), loss(loss_of(loss)), pull(pull), mean(mean) {
+    for (const std::int64_t width : widths) {
+      STD_TORCH_CHECK(width <= std::int64_t{1} << 30, "a layer on CUDA has at most 1073741824 units, got ", width);
+    }
     first_weight = torch::stable::view(narrow(this->parameters, 0, 0, widths[0] * widths[1]), {widths[1], widths[0]});
     support_sums = sums_of(this->support);
     query_sums = sums_of(this->query);
