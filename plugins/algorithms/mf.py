@@ -52,9 +52,9 @@ class MatrixFactorisation(Algorithm):
 
     where m and Σ are the mean and the covariance of the known entities' θ, by a few steps of EM, and σ² is the error of
     held-out ratings. The λ of each rating stands for what is not known of its partner. An entity that `fit` knows is
-    folded in like a new one. A rating's variance is σ² + φᵀ Λ⁻¹ φ. A partner that is new has the mean m of its side,
-    and its ratings vary by E[aᵀ Σ a] more, with Σ of its side and a = (1, u) of those it may meet. Attributes are not
-    used.
+    folded in like a new one. A rating's variance is σ² + φᵀ Λ⁻¹ φ. A partner that is new was met in a rating, and those
+    that have many ratings are met more often: it has the mean and the covariance C of the training ratings' partners,
+    and its ratings vary by E[aᵀ C a] more, with a = (1, u) of those it may meet. Attributes are not used.
 
     Parameters
     ----------
@@ -92,6 +92,7 @@ class MatrixFactorisation(Algorithm):
         self.noise_ = max(found.error, LEAST_VARIANCE)
         self.prior_mean_ = {side: self.known_[side].mean(0) for side in SIDES}
         self.prior_covariance_ = {side: found.user.new_ones(found.user.shape[1]).diag() for side in SIDES}
+        self.met_mean_, self.met_covariance_ = dict(self.prior_mean_), dict(self.prior_covariance_)
         for side in SIDES:
             self._fit_prior(train, side)
         self.noise_of_new_ = {side: self._noise_of_new(side) for side in SIDES}
@@ -184,7 +185,7 @@ class MatrixFactorisation(Algorithm):
         """float [P, 1 + rank]: bias and factors of the partners of tasks on `side`."""
         other = partner_side(side)
         known = self.known_[other].index_select(0, partners.rows.clamp(min=0))
-        return torch.where((partners.rows >= 0).unsqueeze(1), known, self.prior_mean_[other])
+        return torch.where((partners.rows >= 0).unsqueeze(1), known, self.met_mean_[other])
 
     def _noise(self, side: Side, lists: Ragged, partners: EntityRows) -> Tensor:
         """float [n]: variance of each entry's rating, given its task's entity."""
@@ -220,15 +221,19 @@ class MatrixFactorisation(Algorithm):
             mean = found.mean.mean(0)
             away = found.mean - mean
             spread = torch.cholesky_inverse(found.cholesky).mean(0) + away.mT @ away / len(away)
-            self.prior_mean_ = {**self.prior_mean_, side: mean}
-            self.prior_covariance_ = {**self.prior_covariance_, side: (spread + spread.mT) / 2}
+            self.prior_mean_[side], self.prior_covariance_[side] = mean, (spread + spread.mT) / 2
+        share = (lists.counts / lists.partner.numel()).to(known)
+        self.met_mean_[side] = share @ found.mean
+        away = found.mean - self.met_mean_[side]
+        left_open = (share[:, None, None] * torch.cholesky_inverse(found.cholesky)).sum(0)
+        self.met_covariance_[side] = left_open + away.mT @ (share[:, None] * away)
 
     def _noise_of_new(self, side: Side) -> float:
         """How much the ratings of a new partner vary for a new entity of `side`, beside its own bias and factors."""
         mean = pattern(self.prior_mean_[side][None])[0]
         moment = torch.outer(mean, mean)
         moment[1:, 1:] += self.prior_covariance_[side][1:, 1:]
-        return float((self.prior_covariance_[partner_side(side)] * moment).sum())
+        return float((self.met_covariance_[partner_side(side)] * moment).sum())
 
     def _updated(self, found: FoldedIn, rating: Support, sign: int) -> FoldedIn:
         features, residual, noise = self._observations(rating)

@@ -6,16 +6,47 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from metarec import load_dataset, split
-from metarec.learning import Descent
+from metarec.data import partner_side
+from metarec.learning import Descent, Run
 from metarec.plugins.algorithms.mf import MatrixFactorisation
 from metarec.testing import AlgorithmConformance
+from metarec.testing.oracles.factorisation import everything
+from metarec.testing.world import small_world
 
 
 class TestConformance(AlgorithmConformance):
     algorithm = MatrixFactorisation
     options = {"descent": Descent(rank=3, epochs=10, learning_rate=0.05)}  # noqa: RUF012
+
+
+def test_a_new_partner_is_one_that_is_met_in_a_rating():
+    """Mean and variance of a rating of both new: moments over the training ratings' partners and all entities."""
+    world = small_world()
+    train, tasks = world.split.train, world.tasks("new-both")
+    learner = MatrixFactorisation(descent=Descent(rank=3, epochs=10, learning_rate=0.05), iterations=300)
+    learner.fit(train, run=Run(dtype=torch.float64))
+    side, query = tasks.support.side, tasks.query
+    asked = (query.partners.rows[query.partner] < 0).numpy()
+    assert asked.any()
+    nothing = learner.adapt(tasks.support.to(dtype=torch.float64).first(0))
+    found = learner.predict(nothing, query)
+    entities, partners = (learner.adapt(everything(train, its)) for its in (side, partner_side(side)))
+    theta, left_open = (part.numpy() for part in (entities.mean, torch.cholesky_inverse(entities.cholesky)))
+    spread = left_open.mean(0) + np.cov(theta.T, bias=True)
+    met = train.rows(partner_side(side)).numpy()
+    rows, unknown = (part.numpy()[met] for part in (partners.mean, torch.cholesky_inverse(partners.cholesky)))
+    pattern = np.append(1, rows.mean(0)[1:])
+    mean = rows.mean(0)[0] + pattern @ theta.mean(0)
+    other = np.append(1, theta.mean(0)[1:])
+    moment = np.outer(other, other)
+    moment[1:, 1:] += spread[1:, 1:]
+    of_partner = ((unknown.mean(0) + np.cov(rows.T, bias=True)) * moment).sum()
+    variance = learner.noise_ + pattern @ spread @ pattern + of_partner
+    np.testing.assert_allclose(found.mean[asked], learner.mean_ + learner.deviation_ * mean, rtol=1e-3)
+    np.testing.assert_allclose(found.variance[asked], learner.deviation_**2 * variance, rtol=1e-3)
 
 
 def test_warm_movielens_is_predicted_better_than_by_surprise(movielens: Path):
