@@ -45,8 +45,8 @@ def test_a_new_partner_is_one_that_is_met_in_a_rating():
     moment[1:, 1:] += spread[1:, 1:]
     of_partner = ((unknown.mean(0) + np.cov(rows.T, bias=True)) * moment).sum()
     variance = learner.noise_ + pattern @ spread @ pattern + of_partner
-    np.testing.assert_allclose(found.mean[asked], learner.mean_ + learner.deviation_ * mean, rtol=1e-3)
-    np.testing.assert_allclose(found.variance[asked], learner.deviation_**2 * variance, rtol=1e-3)
+    np.testing.assert_allclose(found.mean[asked], learner.mean_ + learner.deviation_ * mean, rtol=1e-6)
+    np.testing.assert_allclose(found.variance[asked], learner.deviation_**2 * variance, rtol=1e-6)
 
 
 def test_warm_movielens_is_predicted_better_than_by_surprise(movielens: Path):
