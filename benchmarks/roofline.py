@@ -27,7 +27,7 @@ PLANNED: dict[str, float | None] = {
     "cosine_topk": 0.6,
     "embedding_update_": 0.7,
     "gaussian_posterior": 0.6,
-    "gaussian_posterior backward": None,
+    "gaussian_posterior backward": 0.2,
     "gaussian_update": 0.6,
     "inner_loop": 0.33,
     "inner_loop backward": 0.33,
@@ -137,14 +137,14 @@ def cosine_topk(
     queries, items, dim, k : int
         The sizes.
     itemsize : int
-        Bytes of a value. Scores of bfloat16 are float32.
+        Bytes of a value.
     item_bytes : int, optional
         What is read of an item, where that is not all of its values: few queries on the CPU read ``dim + 8``, a byte
         per value and two bounds, and only few items in full.
     """
     item_bytes = dim * itemsize if item_bytes is None else item_bytes
     return Work(
-        items * item_bytes + queries * (dim * itemsize + k * (max(itemsize, 4) + INDEX)),
+        items * item_bytes + queries * (dim * itemsize + k * (itemsize + INDEX)),
         2 * dim * items * queries,
     )
 

@@ -1,14 +1,16 @@
 // Scores of pairs and gradients of groups of pairs, for one instruction set.
 //
 // Scores: both rows of a pair are read once, and give the product and the two squared norms in one pass; rows of later
-// pairs are on their way meanwhile. The floor is the bytes of two rows per pair, 512 for 64 floats, where the tables
-// exceed the cache; nothing that is read is stored but 8 bytes per pair.
+// pairs are on their way meanwhile: 512 bytes per pair for 64 floats, from memory where the tables exceed the cache,
+// and 6 operations per dimension. The floor has each distinct row and its norm once, and 2 operations per pair and
+// dimension; nothing that is read is stored but 8 bytes per pair.
 //
 // Gradient of a table: with c = u.v / (|u| |v|) and g = dL/dc, that of u is
 //   sum of g v / (|u| |v|) - (sum of g c) u / |u|^2  over its pairs.
-// The pairs are grouped by u, so that the first sum is formed in registers while one row v per pair is read, and u itself
-// once: 256 bytes per pair for 64 floats, and 12 of its terms, which lie side by side because pairs of a group are
-// scattered. No gradient per pair exists anywhere; plain gathers write and read three rows per pair for each side.
+// The pairs are grouped by u, so that the first sum is formed in registers while one row v per pair is read, and u
+// itself once: 256 bytes per pair for 64 floats, 2 operations per dimension, and 12 bytes of its terms, which lie side
+// by side because pairs of a group are scattered. No gradient per pair exists anywhere; plain gathers write and read
+// three rows per pair for each side.
 #include "simd.h"
 
 #include "row_sums_kernel.h"

@@ -3,11 +3,12 @@
 // The blocks of a round share neither users nor items, so each is a plain sequential loop without locks. A step reads
 // both rows once for the product and the squared norms, and once more, now in the first-level cache, to move each along
 // the other: with the scalars a and b of the step, u <- a u + b v, v <- a' v + b' u, which holds for cosine and dot
-// product alike. From memory come 12 bytes per rating; the rows of a block, some (users + items) / blocks * 4 dim bytes,
-// stay in the cache while it runs. So it is bound by arithmetic, and most by waiting: the step follows from the products
-// by a chain of a root and two divisions. Hence the products of the next rating are begun before it, unless they share a
-// row, which is rare because ratings of a block are in random order. The instructions of a step are then what counts, so
-// the usual lengths of a row are known when compiling, and loops over it are none.
+// product alike. From memory come 12 bytes per rating, for 12 dim operations by cosine and 8 dim by dot product; the
+// rows of a block, some (users + items) / blocks * 4 dim bytes, stay in the cache while it runs. So it is bound by
+// arithmetic, and most by waiting: the step follows from the products by a chain of a root and two divisions. Hence the
+// products of the next rating are begun before it, unless they share a row, which is rare because ratings of a block
+// are in random order. The instructions of a step are then what counts, so the usual lengths of a row are known when
+// compiling, and loops over it are none.
 #include "simd.h"
 
 #include "row_sums_kernel.h"

@@ -9,7 +9,7 @@
 // - Tiles, for many queries: both sides in 16 bits in units of their norm, the queries of a panel side by side in two
 //   vectors, a few items broadcast against them, all sums in registers. The sums are compared with the limits of the
 //   queries in registers too, so no score is ever stored. Queries are coded once per block of them, which stays in the
-//   second-level cache, and items once per block of queries; the pass is bound by multiply-adds.
+//   second-level cache, and items once per block of queries; the pass is bound by its 2 dim operations per pair.
 // - Codes, for few queries: 8-bit items, coded when the table was prepared, against a 16-bit query, sixteen items side
 //   by side. It reads dim + 8 bytes per item in place of 4 dim, which is what it is bound by.
 // A single query without codes has no first pass.

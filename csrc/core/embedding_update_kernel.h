@@ -1,12 +1,13 @@
 // Sums of the gradients of rows, and the steps along them, for one instruction set.
 //
-// First, chunk by chunk, the gradients are read once and in order, and those of rows that repeat are summed; a hash table
-// of the chunk's rows finds the sum. Popular rows repeat often, so that few terms are left to sort by row: the sums, and
-// the gradients of rows that a chunk names once, which are not copied. Of each row the terms are then summed in
-// registers and the step is made at once, so a row with its state is read and written once: for Adam, 64 floats and a
-// share of distinct rows of r, 256 + 1536 r bytes per gradient, which is the floor. To sort all gradients by row
-// would read them out of order; a table of sums for all rows would add 512 r. State lies in tables of its own, like that
-// of torch's optimizers. What is scattered is fetched ahead.
+// First, chunk by chunk, the gradients are read once and in order, and those of rows that repeat are summed; a hash
+// table of the chunk's rows finds the sum. Popular rows repeat often, so that few terms are left to sort by row: the
+// sums, and the gradients of rows that a chunk names once, which are not copied. Of each row the terms are then summed
+// in registers and the step is made at once, so a row with its state is read and written once: for Adam, 64 floats and
+// a share of distinct rows of r, 264 + 1544 r bytes per gradient (with its row, and the row's step), which is the
+// floor, for 64 + 704 r operations. To sort all gradients by row would read them out of order; a table of sums for all
+// rows would add 512 r. State lies in tables of its own, like that of torch's optimizers. What is scattered is fetched
+// ahead.
 #include "simd.h"
 
 #include "row_sums_kernel.h"

@@ -6,9 +6,9 @@
 // factored as U^T U (U^T is the Cholesky factor wanted), because then all inner loops run along rows. One register-tiled
 // product does the Gram matrix, the updates of the factorisation, and the products of the gradients.
 //
-// Cost per task: n r^2 / 2 + r^3 / 6 multiply-adds in the product, and r dependent divisions of the pivots. It reads each
-// feature once and writes r^2 results: compute-bound from rank 8 up. Sums over observations are formed per chunk and
-// then added, so their error grows with n / 64.
+// Cost per task: n r^2 / 2 + r^3 / 6 multiply-adds in the product, and r dependent divisions of the pivots. It reads
+// each feature once and writes r^2 results: compute-bound from about rank 32 up, where memory gives a byte per 7
+// operations. Sums over observations are formed per chunk and then added, so their error grows with n / 64.
 #include "product.h"
 
 namespace metarec::METAREC_ISA {

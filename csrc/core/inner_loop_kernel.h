@@ -31,10 +31,10 @@
 //
 // First order leaves out all but what reaches the last weights and the rates.
 //
-// Matrices are padded to whole vectors with zeros, which all of the above keep. A step of a head D-H-H-1 costs
-// S^2 H + 3 S H^2 multiply-adds, its adjoint 3 S^2 H + 6 S H^2: compute-bound, as all but the inputs stays in the
-// second-level cache. The backward pass runs the steps again, unless the caller kept a trace of them; a thread holds the
-// steps of one task, O(min(S^2, D H) + S H K + H^2 K).
+// Matrices are padded to whole vectors with zeros, which all of the above keep. A step of a head D-H-H-1 costs S^2 H +
+// 3 S H^2 multiply-adds, its adjoint S^2 H + 6 S H^2, and S^2 H more where X has a gradient: compute-bound, as all but
+// the inputs stays in the second-level cache. The backward pass runs the steps again, unless the caller kept a trace of
+// them; a thread holds the steps of one task, O(min(S^2, D H) + S H K + H^2 K).
 #include "inner_loop_adjoint.h"
 
 namespace metarec::METAREC_ISA {

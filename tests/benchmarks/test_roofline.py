@@ -198,12 +198,14 @@ def flat(f: Tensor, y: Tensor, w: Tensor, m: Tensor, p: Tensor) -> tuple[Tensor,
     return f.reshape(-1, rank), y.flatten(), w.flatten(), offsets, m, p
 
 
-@pytest.mark.parametrize(("tasks", "observations", "rank"), [(2, 0, 48), (1, 80, 16), (2, 10, 32)])
-def test_gaussian_posterior(roofline, tasks, observations, rank) -> None:
+@pytest.mark.parametrize(
+    ("tasks", "observations", "rank", "tolerance"), [(2, 0, 48, 0.03), (1, 400, 16, 0.02), (2, 10, 32, 0.03)]
+)
+def test_gaussian_posterior(roofline, tasks, observations, rank, tolerance) -> None:
     given = regression(tasks, observations, rank)
     work = roofline.gaussian_posterior(tasks, tasks * observations, rank, itemsize=8)
     operations, (mean, cholesky, evidence) = counted(posterior, *given)
-    assert work.operations == pytest.approx(operations, rel=0.04)
+    assert work.operations == pytest.approx(operations, rel=tolerance)
 
     f, y, w, offsets, m, p = flat(*given)
     found = gaussian_posterior(f, y, w, offsets, m, p)
@@ -211,8 +213,10 @@ def test_gaussian_posterior(roofline, tasks, observations, rank) -> None:
     assert work.bytes == nbytes(f, y, w, offsets, m, triangle(p), *found)
 
 
-@pytest.mark.parametrize(("tasks", "observations", "rank"), [(3, 0, 48), (1, 60, 16)])
-def test_gaussian_posterior_backward(roofline, tasks, observations, rank) -> None:
+@pytest.mark.parametrize(
+    ("tasks", "observations", "rank", "tolerance"), [(3, 0, 48, 0.05), (1, 200, 16, 0.03)]
+)
+def test_gaussian_posterior_backward(roofline, tasks, observations, rank, tolerance) -> None:
     f, y, w, offsets, m, p = flat(*regression(tasks, observations, rank))
     arguments = [tensor.requires_grad_() for tensor in (f, y, w, m, p)]
     found = gaussian_posterior(f, y, w, offsets, m, p)
@@ -258,7 +262,7 @@ def test_gaussian_posterior_backward(roofline, tasks, observations, rank) -> Non
     results[4], expected[4] = results[4].tril(), expected[4].tril()
     torch.testing.assert_close(results, expected)
     work = roofline.gaussian_posterior_backward(tasks, tasks * observations, rank, itemsize=8)
-    assert work.operations == pytest.approx(operations, rel=0.05)
+    assert work.operations == pytest.approx(operations, rel=tolerance)
     read = (
         f, y, w, offsets, m, triangle(p), found.mean, triangle(found.cholesky), bars[0], triangle(bars[1]), bars[2]
     )  # fmt: skip

@@ -78,23 +78,36 @@ struct Problem : PosteriorProblem<Real> {
 };
 
 template <class Real>
-void check_against_reference(const Problem<Real>& problem, std::uint64_t seed) {
-  const double tolerance = sizeof(Real) == sizeof(double) ? 1e-12 : 2e-5;
-  const std::vector<PosteriorByHand> posteriors = problem.by_hand();
+std::string name_of(std::uint64_t seed) {
+  return "case " + std::to_string(seed) + (sizeof(Real) == sizeof(double) ? " in double" : " in float");
+}
+
+template <class Real>
+constexpr double kTolerance = sizeof(Real) == sizeof(double) ? 1e-12 : 2e-5;
+
+template <class Real>
+void check_posteriors(const Problem<Real>& problem, const std::vector<PosteriorByHand>& posteriors,
+                      std::uint64_t seed) {
   std::vector<double> mean, cholesky, evidence;
   for (const PosteriorByHand& posterior : posteriors) {
     mean.insert(mean.end(), posterior.mean.begin(), posterior.mean.end());
     cholesky.insert(cholesky.end(), posterior.cholesky.values.begin(), posterior.cholesky.values.end());
     evidence.push_back(posterior.log_evidence);
   }
-  const std::string type = sizeof(Real) == sizeof(double) ? "double" : "float";
-  const std::string what = "case " + std::to_string(seed) + " in " + type;
+  const std::string what = name_of<Real>(seed);
   const auto results = problem.compute(seed);
-  check_close(results.mean, mean, 4 * tolerance, what + ": mean");
-  check_close(results.cholesky, cholesky, tolerance, what + ": cholesky");
-  check_close(results.log_evidence, evidence, 4 * tolerance, what + ": log evidence");
+  check_close(results.mean, mean, 4 * kTolerance<Real>, what + ": mean");
+  check_close(results.cholesky, cholesky, kTolerance<Real>, what + ": cholesky");
+  check_close(results.log_evidence, evidence, 4 * kTolerance<Real>, what + ": log evidence");
+}
+
+template <class Real>
+void check_against_reference(const Problem<Real>& problem, std::uint64_t seed) {
+  const std::vector<PosteriorByHand> posteriors = problem.by_hand();
+  check_posteriors(problem, posteriors, seed);
   const PosteriorAdjoint<Real> adjoint(problem);
-  check_gradients(problem, posteriors, adjoint, problem.gradients(posteriors, adjoint, seed), 4 * tolerance, what);
+  check_gradients(problem, posteriors, adjoint, problem.gradients(posteriors, adjoint, seed), 4 * kTolerance<Real>,
+                  name_of<Real>(seed));
 }
 
 // The shapes of tests/ops/test_gaussian_posterior.py, with fewer observations and tasks where these only repeat.
@@ -116,6 +129,36 @@ void test_the_largest_in_shared_memory_and_those_beyond() {
   check_against_reference(Problem<double>(64, {20}, false, true), 11);
   check_against_reference(Problem<float>(65, {9, 0}, false, true), 12);
   check_against_reference(Problem<float>(90, {33}, false, false), 13);
+}
+
+// Launches nothing: claims that the smallest devices (8.6 and 12.0) could, whose blocks have 99 KiB.
+struct OnSmallDevice {
+  std::int64_t rank;
+
+  template <class... Parameters>
+  void operator()(const cuda::Grid& grid, void (*)(Parameters...), std::type_identity_t<Parameters>...) const {
+    constexpr std::size_t limit = 99 << 10, static_bytes = 1 << 10;
+    if (grid.shared_bytes + static_bytes <= limit) return;
+    std::fprintf(stderr, "rank %td takes %zu bytes of shared memory\n", rank, grid.shared_bytes);
+    std::exit(1);
+  }
+};
+
+template <class Real>
+void test_any_rank_fits_on_small_devices() {
+  for (const std::int64_t rank : {1, 64, 65, 154, 155, 400, 1000, 3000}) {
+    const OnSmallDevice launch{rank};
+    const cuda::GaussianTasks<Real> tasks{rank, 8, 80, {}, {}, {}, {}, {}, {}, true, true};
+    cuda::gaussian_posterior<OnSmallDevice, Real>(launch, tasks, {});
+    cuda::gaussian_posterior_backward<OnSmallDevice, Real>(launch, tasks, {}, {});
+    cuda::gaussian_update<OnSmallDevice, Real>(launch, {rank, 8, {}, {}, {}, {}, {}, {}, {}});
+  }
+}
+
+// With doubles 31 rows of rank 155 are taken at a time.
+void test_tiles_of_long_rows() {
+  const Problem<double> problem(155, {32}, false, false);
+  check_posteriors(problem, problem.by_hand(), 30);
 }
 
 void test_blocks_with_a_workspace_go_through_all_tasks() {
@@ -236,11 +279,14 @@ void test_offsets_that_do_not_fit_stop_the_kernel() {
 }  // namespace
 
 int main() {
+  test_any_rank_fits_on_small_devices<double>();
+  test_any_rank_fits_on_small_devices<float>();
   test_updates<float>();
   test_updates<double>();
   test_posteriors_and_gradients<float>();
   test_posteriors_and_gradients<double>();
   test_the_largest_in_shared_memory_and_those_beyond();
+  test_tiles_of_long_rows();
   test_blocks_with_a_workspace_go_through_all_tasks();
   test_the_order_of_threads_changes_nothing();
   test_what_has_no_posterior_is_nan_in_that_task_alone();

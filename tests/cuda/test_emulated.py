@@ -57,6 +57,12 @@ PLANTED = [
     ),
     (
         "gaussian_posterior_kernel.cuh",
+        "const int tile = rows_at_once(tasks);",
+        "const int tile = kRows;",
+        "rank 400 takes",
+    ),
+    (
+        "gaussian_posterior_kernel.cuh",
         "    __syncthreads();\n    // S = tril",
         "    // S = tril",
         "gradient of the features",

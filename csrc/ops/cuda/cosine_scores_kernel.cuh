@@ -1,23 +1,25 @@
 // Scores of pairs, and the gradient of a table.
 //
 // Scores: a group of lanes takes a pair. Each lane reads 16 bytes of both rows at once, neighbouring lanes neighbouring
-// bytes, so that a row of 64 floats is two full sectors for each of 16 lanes and all of a pair's reads are on their
-// way together; product and squared norms are summed over the lanes by shuffles. Nothing is read twice. Bytes per pair:
-// two rows (512 for 64 floats), the two row numbers and 8 for the results; about 6 operations per dimension, a fifth
-// of what the arithmetic could do in that time. With 2,048 threads on a multiprocessor 64 KiB are on their way, four times
-// what covers the latency of memory, so that only rows shorter than a sector of 32 bytes leave the share of the
-// bandwidth below 80 %.
+// bytes, so that a row of 64 floats is two full sectors for each of 16 lanes and all of a pair's reads are on their way
+// together; product and squared norms are summed over the lanes by shuffles. Nothing is read twice. Bytes per pair: two
+// rows (512 for 64 floats), the two row numbers and 8 for the results; about 6 operations per dimension, a fifth of
+// what the arithmetic could do in that time. (The floor has a distinct row, and its norm, once: what tables larger than
+// the caches read again is lost of it.) With 2,048 threads on a multiprocessor 64 KiB are on their way, four times what
+// covers the latency of memory, so that only rows shorter than a sector of 32 bytes leave the share of the bandwidth
+// below 80 %.
 //
 // Gradient: with c = u.v / (|u| |v|) and g = dL/dc, that of u is
 //   sum of g v / (|u| |v|) - (sum of g c) u / |u|^2  over its pairs.
-// The pairs come sorted by u and are cut into tiles of kCosineTile. A group of lanes sums a tile: its lanes fetch the terms of
-// as many pairs at once, and then the rows v one after the other, four on their way, into registers. A row u whose
-// pairs all lie in one tile is finished there. The others leave a sum in each of their tiles (at most two per tile: its
-// first row and its last), which a block per row then adds up. Popular rows are so spread over the device, no float is
-// added atomically, and the order of every sum depends on the list of pairs alone. Bytes per pair: one row v (256 for
-// 64 floats), 12 for the place in the sorted list, and four terms of 4 to 8 bytes, each from a sector of its own, but
-// these arrays are small and stay in the second-level cache; per distinct row u one read and one write. Planned: 60 to 70 %
-// of the bandwidth, the terms and the change of rows being what is lost.
+// The pairs come sorted by u and are cut into tiles of kCosineTile. A group of lanes sums a tile: its lanes fetch the
+// terms of as many pairs at once, and then the rows v one after the other, four on their way, into registers. A row u
+// whose pairs all lie in one tile is finished there. The others leave a sum in each of their tiles (at most two per
+// tile: its first row and its last), which a block per row then adds up. Popular rows are so spread over the device, no
+// float is added atomically, and the order of every sum depends on the list of pairs alone. Bytes per pair: one row v
+// (256 for 64 floats), 12 for the place in the sorted list, and four terms of 4 to 8 bytes, each from a sector of its
+// own, but these arrays are small and stay in the second-level cache; per distinct row u one read and one write. 2
+// operations per dimension of a pair, one for two bytes. Planned: 60 to 70 % of the bandwidth, the terms and the change
+// of rows being what is lost.
 #pragma once
 
 #include "cosine_scores.h"

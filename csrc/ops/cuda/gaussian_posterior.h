@@ -9,7 +9,7 @@ namespace metarec::cuda {
 
 // Up to this rank the matrices of a task lie in shared memory; above, in a workspace of their block.
 constexpr std::int64_t kSharedRank = 64;
-constexpr int kRows = 32;  // observations that are handled at a time
+constexpr int kRows = 32;  // observations that are handled at a time, at most
 
 // As metarec::GaussianTasks: task t owns the observations [offsets[t], offsets[t + 1]).
 template <class Real>
@@ -32,6 +32,14 @@ struct GaussianTasks {
   std::int64_t height() const { return rank + 1; }
   std::int64_t gradient_height() const { return rank + std::max<std::int64_t>(rank, 2 * kRows); }
 };
+
+// The observations whose rows lie in shared memory at a time: fewer where rows are long (doubles from rank 155 up), so
+// that they and a mean take 40 KiB, and two blocks fit on a multiprocessor of any device.
+template <class Real>
+int rows_at_once(const GaussianTasks<Real>& tasks) {
+  constexpr std::int64_t values = (40 << 10) / sizeof(Real);
+  return static_cast<int>(std::clamp<std::int64_t>((values - tasks.rank) / tasks.stride(), 1, kRows));
+}
 
 // The size of the workspace for matrices of a height.
 template <class Real>

@@ -1,12 +1,12 @@
 // Bayesian linear regression of many tasks at once: a block computes a task.
 //
-// The block's matrix has the posterior precision and, as one row more, the right-hand side: the Cholesky factorisation of
-// the one then solves for the other on its way. It is formed in shared memory (16.9 KB for 64 floats; above that rank in
-// a workspace, which the second-level cache holds), from tiles of kRows observations scaled by the root of
-// their precision, by squares of 4 by 4 entries per thread: 8 values are read for 16 multiply-adds. The factorisation
-// goes by panels of kPanel columns: within a panel column by column, two barriers each, what is right of it by the same
-// squares. The residuals of the evidence take a second look at the features, which lie in the caches then; the form
-// without one loses its digits to cancellation.
+// The block's matrix has the posterior precision and, as one row more, the right-hand side: the Cholesky factorisation
+// of the one then solves for the other on its way. It is formed in shared memory (16.9 KB for 64 floats; above that
+// rank in a workspace, which the second-level cache holds), from tiles of up to kRows observations scaled by the root
+// of their precision, by squares of 4 by 4 entries per thread: 8 values are read for 16 multiply-adds. The
+// factorisation goes by panels of kPanel columns: within a panel column by column, two barriers each, what is right of
+// it by the same squares. The residuals of the evidence take a second look at the features, which lie in the caches
+// then; the form without one loses its digits to cancellation.
 //
 // Per task of n observations and rank r: 4 (n (r + 2) + r^2 + r) bytes from and to memory, most of them the factor, and
 // n r^2 / 2 + r^3 / 6 multiply-adds. With n = 20 and r = 64 that is, on an H100, 0.9 us of a multiprocessor's share of the
@@ -178,14 +178,14 @@ __device__ Real checked_precision(Real precision) {
 
 template <class Real, bool kInShared>
 __global__ void __launch_bounds__(kGaussianThreads, kInShared ? 5 : 4)
-    posterior_tasks(GaussianTasks<Real> tasks, int stride, GaussianPosterior<Real> posterior) {
+    posterior_tasks(GaussianTasks<Real> tasks, int stride, int tile, GaussianPosterior<Real> posterior) {
   METAREC_DYNAMIC_SHARED(scratch, Real);
   METAREC_SHARED(partial, Real[kGaussianWarps]);
   const int rank = static_cast<int>(tasks.rank);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   Real* matrix = kInShared ? scratch : posterior.matrices + std::int64_t{blockIdx.x} * (rank + 1) * stride;
-  Real* rows = kInShared ? scratch + (rank + 1) * stride : scratch;  // [kRows, stride]
-  Real* mean = rows + kRows * stride;                            // [rank]
+  Real* rows = kInShared ? scratch + (rank + 1) * stride : scratch;  // [tile, stride]
+  Real* mean = rows + tile * stride;                             // [rank]
   Real* right = matrix + rank * stride;                          // the right-hand side, a row of the matrix
 
   for (std::int64_t task = blockIdx.x; task < tasks.tasks; task += gridDim.x) {
@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(kGaussianThreads, kInShared ? 5 : 4)
       for (int j = 0; j < rank; ++j) sum += matrix[j <= i ? i * stride + j : j * stride + i] * prior_mean[j];
       right[i] = sum;
     }
-    for (std::int64_t first = begin; first < end; first += kRows) {
-      const int count = static_cast<int>(min(end - first, std::int64_t{kRows}));
+    for (std::int64_t first = begin; first < end; first += tile) {
+      const int count = static_cast<int>(min(end - first, std::int64_t{tile}));
       __syncthreads();
       for (int row = warp; row < count; row += kGaussianWarps) {
         const Real root = sqrt(checked_precision(tasks.precision[first + row]));
@@ -544,8 +544,8 @@ __global__ void __launch_bounds__(kWarp* kBlocksAtOnce)
 // shared memory (17 KB for 64 floats: twelve warps on an H100), above that rank in the result itself, which the caches
 // hold.
 //
-// Bytes per task of rank r: 6 r^2 (half of a factor read, all of it written, floats) and 16 r; 7 r^2 / 2 multiply-adds,
-// one for two bytes: the bandwidth is the floor, 1 us on a multiprocessor of an H100 for r = 64. The chain of 2 r steps
+// Bytes per task of rank r: 6 r^2 (half of a factor read, all of it written, floats) and 14 r; 5 r^2 operations, less
+// than one a byte: the bandwidth is the floor, 1 us on a multiprocessor of an H100 for r = 64. The chain of 2 r steps
 // takes 10 us, reading and writing 5 us: twelve tasks at a time come to 1.3 us each. Planned: 60 % of the bandwidth,
 // which is why a task has one warp and no more: others would wait while it goes through the chain.
 template <class Real, bool kInShared>
@@ -633,8 +633,9 @@ void gaussian_posterior(const Launch& launch, const GaussianTasks<Real>& tasks,
     launch(grid(tasks.priors(), tasks.height(), 0), factor_priors<Real, kInShared>, tasks.prior_precision,
            tasks.priors(), static_cast<int>(tasks.rank), stride, posterior.matrices,
            posterior.half_log_prior_determinant);
-    launch(grid(tasks.tasks, tasks.height(), kRows * stride + tasks.rank), posterior_tasks<Real, kInShared>, tasks,
-           stride, posterior);
+    const int tile = rows_at_once(tasks);
+    launch(grid(tasks.tasks, tasks.height(), std::int64_t{tile} * stride + tasks.rank),
+           posterior_tasks<Real, kInShared>, tasks, stride, tile, posterior);
   });
 }
 

@@ -21,13 +21,14 @@
 // multiply-adds a thread reads 2 x 16 bytes there, which allows half of the float peak, whatever the strides of the
 // operands. The backward pass runs the steps again and keeps them: nothing is kept of all tasks between the passes.
 //
-// Cost of a step in Gram form for a head D-H-H-1: S^2 H + 3 S H^2 multiply-adds, its adjoint 2 to 3 times as many;
-// compulsory traffic is one reading of X, X W_0^T and the queries' own. With S = 20, D = 256, H = 64, K = 5 that is
-// 1.4 M multiply-adds on 30 KB, 47 a byte, where an H100 has 10: bound by arithmetic. Planned is a third of the float
-// peak once all multiprocessors have four blocks: half by the tiles, less their edges and the barriers between them.
-// It is not more because the matrices are small: 20 rows are 20 of a tile's 32, and with 8 x 4 outputs a thread, where
-// shared memory allows two thirds, 20 x 64 outputs are work for 48 of 128 threads. Tensor cores take floats as TF32, so
-// three products for each if second derivatives are to stay exact to a float, on tiles that are no fuller.
+// Cost of a step in Gram form for a head D-H-H-1: S^2 H + 3 S H^2 multiply-adds, its adjoint S^2 H + 6 S H^2 and the
+// step taken again, and S^2 H more where the support has a gradient; compulsory traffic is one reading of X, X W_0^T
+// and the queries' own. With S = 20, D = 256, H = 64, K = 5 that is 1.4 M multiply-adds on 30 KB, 47 a byte, where an
+// H100 has 10: bound by arithmetic. Planned is a third of the float peak once all multiprocessors have four blocks:
+// half by the tiles, less their edges and the barriers between them. It is not more because the matrices are small: 20
+// rows are 20 of a tile's 32, and with 8 x 4 outputs a thread, where shared memory allows two thirds, 20 x 64 outputs
+// are work for 48 of 128 threads. Tensor cores take floats as TF32, so three products for each if second derivatives
+// are to stay exact to a float, on tiles that are no fuller.
 #pragma once
 
 #include <algorithm>
