@@ -305,7 +305,7 @@ def inner_loop(
     operations = 0.0
     for s, q in zip(supports, queries, strict=True):
         own = (2 * steps * s + q) * first
-        gram = _of_inputs(s, q, widths) + _of_coefficients(s, q, widths, steps)
+        gram = _of_inputs(s, q, widths, steps) + _of_coefficients(s, q, widths, steps)
         operations += (steps * 3 * s + q) * above + min(own, gram)
     return Work(
         _inner_bytes(supports, queries, widths, itemsize) + sum(queries) * widths[-1] * itemsize,
@@ -394,7 +394,7 @@ def inner_loop_effects(
     first, above = widths[0] * widths[1], _products(widths[1:])
     operations = 0.0
     for s, q in zip(supports, queries, strict=True):
-        own, gram = 0.0, _of_inputs(s, q, widths)
+        own, gram = 0.0, _of_inputs(s, q, widths, steps)
         for rows, times in ((s, 1), (s - 1, s)):
             own += times * (2 * steps * rows + q) * first
             gram += times * _of_coefficients(rows, q, widths, steps)
@@ -404,9 +404,10 @@ def inner_loop_effects(
     return Work(_inner_bytes(supports, queries, widths, itemsize) + effects * itemsize, 2 * operations)
 
 
-def _of_inputs(s: int, q: int, widths: Sequence[int]) -> float:
-    """Count the products of a task's rows with the first weight, and with one another."""
-    return (s + q) * widths[0] * widths[1] + (s * (s + 1) / 2 + q * s) * widths[0]
+def _of_inputs(s: int, q: int, widths: Sequence[int], steps: int) -> float:
+    """Count the products of a task's rows with the first weight, and with the support as far as it has coefficients."""
+    inner = (s * (s + 1) / 2 if steps > 1 else 0) + (q * s if steps > 0 else 0)
+    return (s + q) * widths[0] * widths[1] + inner * widths[0]
 
 
 def _of_coefficients(s: int, q: int, widths: Sequence[int], steps: int) -> float:

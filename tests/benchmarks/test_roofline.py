@@ -541,7 +541,7 @@ class Gram:
 
     start: Tensor
     asked_start: Tensor
-    products: Tensor
+    products: Tensor | None
     asked_products: Tensor
     coefficients: Tensor | None = None
 
@@ -580,7 +580,7 @@ class Loop:
         """Those of the op."""
         self.sizes = [support], [query], WIDTHS, steps
         """Those of the formula."""
-        self.symmetric = (support * support - support) * WIDTHS[0]
+        self.symmetric = (support * support - support) * WIDTHS[0] if steps > 1 else 0
         """What a product with itself repeats."""
 
     def first(self, form: type[Own | Gram]) -> Own | Gram:
@@ -588,7 +588,8 @@ class Loop:
         if form is Own:
             return Own(self.x, self.asked, weight, bias)
         starts = [rows @ weight.mT + bias for rows in (self.x, self.asked)]
-        return Gram(*starts, *(rows @ self.x.mT + 1 for rows in (self.x, self.asked)))
+        products = self.x @ self.x.mT + 1 if self.steps > 1 else None  # the first step has no coefficients
+        return Gram(*starts, products, self.asked @ self.x.mT + 1)
 
     def predictions(self, first: Own | Gram, y: Tensor, order: int) -> Tensor:
         """Take the steps, which move the first layer that is given."""
@@ -625,9 +626,12 @@ def flops(program: Callable[[], Any]) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize(("support", "less", "more"), [(5, Gram, Own), (40, Own, Gram)])
-def test_inner_loop(roofline, support, less, more, order) -> None:
-    loop, bar = Loop(support, 7, 3), normal(7, seed=9)
+@pytest.mark.parametrize(
+    ("support", "query", "steps", "less", "more"),
+    [(5, 7, 3, Gram, Own), (5, 2, 1, Gram, Own), (40, 7, 3, Own, Gram)],
+)
+def test_inner_loop(roofline, support, query, steps, less, more, order) -> None:
+    loop, bar = Loop(support, query, steps), normal(query, seed=9)
     native = inner_loop(*loop.arguments, order=order)
     native_gradients = torch.autograd.grad(native, loop.parameters, bar)
     there, back = {}, {}
