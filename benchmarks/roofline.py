@@ -6,6 +6,20 @@ of the mathematics that we know, by any order of the loops; what is one root, lo
 out. Copies, sorting and workspaces are a kernel's own affair, and so no part of it.
 
 ``itemsize`` is that of the values, 4 for float32; offsets are int64.
+
+The CUDA kernels are planned for these shares of the floor; the comments at their heads in ``csrc/ops/cuda`` say why.
+
+==============================  ======  =====================================================================
+cosine_scores                   80 %    of the bandwidth, where no row is read again from memory
+cosine_scores backward          60 %
+cosine_topk                     60 %
+embedding_update_               70 %    from some 100,000 gradients on
+gaussian_posterior              60 %
+gaussian_posterior backward     20 %    bound by shared memory, of which it is planned for 60 %
+gaussian_update                 60 %
+inner_loop, also backward       33 %    tiles of small matrices, and barriers between them
+cosine_sgd_epoch_               none    64 warps at most, each of which waits: planned is a time, that of 16 to 64 cores
+==============================  ======  =====================================================================
 """
 
 from __future__ import annotations
@@ -19,21 +33,6 @@ from benchmarks.timing import Rates
 
 INDEX = 8
 """Bytes of an offset, and of a row's number where nothing else is said."""
-
-PLANNED: dict[str, float | None] = {
-    "cosine_scores": 0.8,
-    "cosine_scores backward": 0.6,
-    "cosine_sgd_epoch_": None,
-    "cosine_topk": 0.6,
-    "embedding_update_": 0.7,
-    "gaussian_posterior": 0.6,
-    "gaussian_posterior backward": 0.2,
-    "gaussian_update": 0.6,
-    "inner_loop": 0.33,
-    "inner_loop backward": 0.33,
-}
-"""The share of the floor that the CUDA kernels are planned for, and none where they are bound by waiting. Their head
-comments in ``csrc/ops/cuda`` say why."""
 
 
 @dataclass(frozen=True)
