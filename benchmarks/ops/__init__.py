@@ -1,4 +1,4 @@
-"""The native ops beside their peers. One module per op, of its name, gives its cases by a function ``cases``."""
+"""The native ops beside their peers. One module per op, of its name, gives its cases on a device by ``cases``."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """Samples of the ops on a device that is not the CPU: what is Python of a call stays there, and waits for nothing."""
 
 import importlib
+import pkgutil
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import metarec.ops
 from metarec.ops import InnerHead, InnerSteps, inner_loop
 from metarec.testing.ops import OPS
 from metarec.testing.pretend_device import pretend_device
@@ -23,6 +25,11 @@ class NoWaiting(TorchDispatchMode):
             if source.device != result.device:
                 raise RuntimeError("waits for a copy")
         return result
+
+
+def test_every_op_has_samples():
+    modules = {module.name for module in pkgutil.iter_modules(metarec.ops.__path__)}
+    assert set(OPS) == modules - {"library", "reference"}
 
 
 def first_of_each_kind(op):

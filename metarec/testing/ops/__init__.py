@@ -3,15 +3,11 @@
 A module has the samples of the op of its name, by a function ``samples``.
 """
 
+import pkgutil
+
 from metarec.testing.ops.sample import Sample
 
-OPS = (
-    "cosine_scores",
-    "cosine_sgd_epoch_",
-    "cosine_topk",
-    "embedding_update_",
-    "gaussian_posterior",
-    "inner_loop",
-)
+OPS = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "sample")
+"""The ops that have samples."""
 
 __all__ = ["OPS", "Sample"]
