@@ -7,12 +7,11 @@ from typing import Any
 
 from benchmarks.comparison import cases, number, time_case
 from benchmarks.gpu.checks import chosen_device, lasting_error, one_line
-from benchmarks.roofline import PLANNED
 
 Row = dict[str, Any]
 
 LEAST_SHARE = 0.6
-"""Of the floor, what a kernel is to reach; what it was planned for is that of its forward pass."""
+"""Of the floor, what a kernel is to reach."""
 
 _KEPT = (
     *("op", "case", "ours_ms", "graph_ms", "peer", "peer_ms", "ratio", "bytes", "operations"),
@@ -34,8 +33,8 @@ def time_op(op: str, device_name: str, seconds: float) -> Iterator[list[Row]]:
             if lasting_error(device) is not None:
                 return
         else:
-            added = {"reaches_least_share": rows[0]["share"] >= LEAST_SHARE, "planned_share": PLANNED[op]}
-            yield [{key: row[key] for key in _KEPT} | added for row in rows]
+            reached = rows[0]["share"] >= LEAST_SHARE
+            yield [{key: row[key] for key in _KEPT} | {"reaches_least_share": reached} for row in rows]
 
 
 def show_timing(rows: list[Row]) -> str:
@@ -50,5 +49,4 @@ def show_timing(rows: list[Row]) -> str:
     parts += [f"{row['ratio']:.2f} × {row['peer']}" for row in rows if row["peer"] is not None]
     colour, relation = ("green", "≥") if row["reaches_least_share"] else ("red", "<")
     share = f"[{colour}]{row['share']:.0%} of what the floor allows, {relation} {LEAST_SHARE:.0%}[/]"
-    planned = "" if row["planned_share"] is None else f" (planned for {row['planned_share']:.0%})"
-    return f"{name}\n  {', '.join(parts)}, {share}{planned}"
+    return f"{name}\n  {', '.join(parts)}, {share}"

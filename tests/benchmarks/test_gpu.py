@@ -369,11 +369,9 @@ def test_timings_are_beside_peers_and_the_floor(gpu, ops):
     assert row["floor_ms"] == pytest.approx(1e3 * max(row["bytes"], row["operations"]) / 1e9)
     assert row["share"] == pytest.approx(row["floor_ms"] / row["ours_ms"]) and row["graph_ms"] is None
     assert row["reaches_least_share"] == (row["share"] >= 0.6)
-    assert row["planned_share"] == 0.6
     row |= {"ours_ms": 2.0, "graph_ms": 1.5, "share": 0.7, "ratio": 12.0, "reaches_least_share": True}
-    assert gpu.timings.show_timing([row]).endswith(
-        "2.00 ms, 1.50 ms in a graph, 12.00 × torch batched, "
-        "[green]70% of what the floor allows, ≥ 60%[/] (planned for 60%)"
+    assert "2.00 ms, 1.50 ms in a graph, 12.00 × torch batched, [green]70% of what the floor" in (
+        gpu.timings.show_timing([row])
     )
 
 
@@ -391,15 +389,7 @@ def test_a_case_that_fails_is_said_to_and_stops_no_other(gpu, ops, monkeypatch):
 
 
 def test_a_crash_while_timing_stops_no_other_op(gpu, tmp_path, monkeypatch):
-    timed = {
-        "op": "fine",
-        "case": "c",
-        "ours_ms": 1.0,
-        "graph_ms": None,
-        "peer": None,
-        "share": 0.5,
-        "planned_share": None,
-    }
+    timed = {"op": "fine", "case": "c", "ours_ms": 1.0, "graph_ms": None, "peer": None, "share": 0.5}
 
     def isolated(work, op, device, seconds):
         assert (work, device, seconds) == (gpu.timings.time_op, "cpu", 1.0)
