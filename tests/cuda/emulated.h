@@ -13,6 +13,7 @@ struct Emulated {
   template <class... Parameters>
   void operator()(const metarec::cuda::Grid& grid, void (*kernel)(Parameters...),
                   std::type_identity_t<Parameters>... arguments) const {
+    grid.check();
     const dim3 blocks(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.rows));
     simt::launch({blocks, static_cast<unsigned>(grid.threads), grid.shared_bytes, seed}, kernel, arguments...);
   }

@@ -171,6 +171,23 @@ void test_faults_are_named() {
   check_error([] { __syncthreads(); }, "outside of a launch");
 }
 
+void test_grids_that_no_device_takes_are_refused() {
+  using metarec::cuda::Grid;
+  const auto refused = [](const Grid& grid) {
+    try {
+      Emulated{0}(grid, faulty, Fault::check);
+    } catch (const std::length_error& error) {
+      return std::string(error.what()).find("a grid has at most 2147483647 by 65535 blocks") != std::string::npos;
+    } catch (const simt::Error&) {
+    }
+    return false;
+  };
+  CHECK(refused(Grid{(std::int64_t{1} << 32) + 1, 32}));
+  CHECK(refused(Grid{1, 32, (std::int64_t{1} << 32) + 1}));
+  CHECK(refused(Grid{1, 32, 65536}));
+  CHECK(!refused(Grid{1, 32}));
+}
+
 __global__ void write_some(float* result, int but) {
   if (static_cast<int>(threadIdx.x) != but) result[threadIdx.x] = 0;
 }
@@ -203,6 +220,7 @@ int main(int count, char** arguments) {
   test_blocks_and_threads_of_two_dimensions();
   test_shared_memory_is_poisoned_for_each_block();
   test_faults_are_named();
+  test_grids_that_no_device_takes_are_refused();
   test_results_that_are_not_written_are_named();
   test_bfloat16_rounds_to_the_nearest_even();
 }

@@ -1390,7 +1390,9 @@ __global__ void __launch_bounds__(kThreads) add_values(Real* to, const Real* fro
 // As few blocks as fill the device share its shared memory, and no workspace of more than half a gigabyte is asked for.
 template <class Real>
 Cut cut_of(std::int64_t items, std::int64_t workspace_size, const Machine& machine) {
-  constexpr std::int64_t static_bytes = 16 << 10, most_bytes = std::int64_t{1} << 29, value_bytes = sizeof(Real);
+  // What the kernel declares (tests/cuda/resources.json) and a kilobyte that the system keeps.
+  constexpr std::int64_t value_bytes = sizeof(Real), static_bytes = (2 * value_bytes + 1) << 10;
+  constexpr std::int64_t most_bytes = std::int64_t{1} << 29;
   const std::int64_t fitting = std::max<std::int64_t>(most_bytes / (value_bytes * workspace_size + 1), 1);
   Cut cut;
   cut.blocks = std::min({items, kBlocksEach<Real> * machine.multiprocessors, fitting});

@@ -15,8 +15,9 @@ inline void check_cuda(cudaError_t error) {
 template <class... Parameters>
 void Stream::operator()(const Grid& grid, void (*kernel)(Parameters...),
                         std::type_identity_t<Parameters>... arguments) const {
-  constexpr std::size_t without_asking = 48 << 10;
-  if (grid.shared_bytes > without_asking) {
+  grid.check();
+  // More than 48 KB must be asked for, and what a kernel declares counts as well.
+  if (grid.shared_bytes > 0) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(grid.shared_bytes)));
   }

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 namespace metarec::cuda {
@@ -13,6 +15,14 @@ struct Grid {
   int threads;
   std::int64_t rows = 1;         // blockIdx.y
   std::size_t shared_bytes = 0;  // of dynamic shared memory
+
+  // Refuses what no device takes, before the sizes are cut to 32 bits.
+  void check() const {
+    constexpr std::int64_t most_blocks = 2147483647, most_rows = 65535;
+    if (blocks <= most_blocks && rows <= most_rows) return;
+    throw std::length_error("metarec on CUDA: a grid has at most 2147483647 by 65535 blocks, got " +
+                            std::to_string(blocks) + " by " + std::to_string(rows));
+  }
 };
 
 // Launches kernels on a CUDA stream of the current device, and waits for none. Defined in stream.cuh.
