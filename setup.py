@@ -67,7 +67,7 @@ def configure() -> dict[str, Any]:
         "CXX": compiler,
         "CUDA_HOME": str(toolkit) if toolkit else os.environ.get("CUDA_HOME"),
         "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST")
-        or (CUDA_ARCHITECTURES if toolkit else None),
+        or (default_architectures(toolkit) if toolkit else None),
         "torch": TORCH.version if TORCH else None,
     }
 
@@ -84,6 +84,22 @@ def find_cuda() -> Path | None:
     ).stderr
     top = re.search(r"^#\$ TOP=(.+)$", shown, re.MULTILINE)
     return Path(top[1].strip()).resolve() if top else Path(nvcc).resolve().parents[1]
+
+
+def default_architectures(toolkit: Path) -> str:
+    """Give those of our architectures that this nvcc knows; the last has the form for later devices."""
+    listed = subprocess.run(
+        [toolkit / "bin/nvcc", "--list-gpu-code"], capture_output=True, text=True, check=False
+    ).stdout
+    codes = re.findall(r"^sm_(\d+)$", listed, re.MULTILINE)
+    wanted = CUDA_ARCHITECTURES.removesuffix("+PTX").split(";")
+    known = [version for version in wanted if version.replace(".", "") in codes]
+    if not known or known == wanted:
+        return CUDA_ARCHITECTURES
+    if BUILDS:
+        unknown = ", ".join(version for version in wanted if version not in known)
+        print(f"this nvcc does not know {unknown}: metarec is built for {', '.join(known)}", file=sys.stderr)
+    return ";".join(known) + "+PTX"
 
 
 def architecture_flags(architectures: str) -> list[str]:

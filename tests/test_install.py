@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -197,6 +198,32 @@ def test_what_stops_a_build_is_named(checkout, tmp_path, switches, message):
     command = ("wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, checkout)
     assert message in pip(Path(sys.executable), *command, succeeds=False, **switches)
     assert not list(tmp_path.glob("*.whl"))
+
+
+@pytest.mark.parametrize(
+    ("codes", "wanted", "expected"),
+    [
+        ("sm_80 sm_86 sm_89 sm_90", "", "sm_80 sm_86 sm_90 compute_90"),
+        ("sm_86 sm_90 sm_100 sm_120 sm_130", "", "sm_86 sm_90 sm_100 sm_120 compute_120"),
+        ("sm_80 sm_90", "12.0", "sm_120"),
+    ],
+)
+def test_what_nvcc_does_not_know_is_not_built_unless_asked_for(checkout, tmp_path, codes, wanted, expected):
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        f"*-dryrun*) echo '#$ TOP={tmp_path}' >&2 ;;\n"
+        f"--list-gpu-code) printf '%s\\n' {codes} ;;\n"
+        '*) echo "asked for: $*"; exit 1 ;;\nesac\n'
+    )
+    nvcc.chmod(0o755)
+    command = ("wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, checkout)
+    switches = {"CUDA_HOME": str(tmp_path), "TORCH_CUDA_ARCH_LIST": wanted}
+    printed = pip(Path(sys.executable), *command, succeeds=False, **switches)
+    asked = next(line for line in printed.splitlines() if "asked for:" in line)
+    assert re.findall(r",code=(\w+)", asked) == expected.split()
+    assert ("this nvcc does not know" in printed) == (wanted == "")
 
 
 def test_without_a_compiler_the_wheel_has_no_kernels_and_the_build_warns(checkout, tmp_path):
