@@ -1390,8 +1390,10 @@ __global__ void __launch_bounds__(kThreads) add_values(Real* to, const Real* fro
 // As few blocks as fill the device share its shared memory, and no workspace of more than half a gigabyte is asked for.
 template <class Real>
 Cut cut_of(std::int64_t items, std::int64_t workspace_size, const Machine& machine) {
-  // What the kernel declares (tests/cuda/resources.json) and a kilobyte that the system keeps.
+  // What the kernel declares, and a kilobyte that the system keeps.
   constexpr std::int64_t value_bytes = sizeof(Real), static_bytes = (2 * value_bytes + 1) << 10;
+  static_assert(sizeof(Task<Real>) + sizeof(Tile<Real, kTileRows>) + sizeof(Tile<Real, kTileColumns>) + (1 << 7) <=
+                static_bytes - (1 << 10));
   constexpr std::int64_t most_bytes = std::int64_t{1} << 29;
   const std::int64_t fitting = std::max<std::int64_t>(most_bytes / (value_bytes * workspace_size + 1), 1);
   Cut cut;
