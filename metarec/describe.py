@@ -6,6 +6,8 @@ import inspect
 import re
 from itertools import pairwise
 
+from metarec.options import groups_of
+
 
 def summary(thing: object) -> str:
     """The first sentence of its docstring, in one line."""
@@ -25,7 +27,7 @@ def sections(thing: object) -> dict[str, str]:
 
 
 def parameters(thing: object) -> dict[str, str]:
-    """What its docstring, or that of a base, says of each parameter, in one line each."""
+    """What its docstring, or that of a base, says of each parameter, in one line each; those of a group by its own."""
     found: dict[str, list[str]] = {}
     names: list[str] = []
     for described in reversed(thing.__mro__ if isinstance(thing, type) else (thing,)):
@@ -36,7 +38,10 @@ def parameters(thing: object) -> dict[str, str]:
             else:
                 names = [name.strip() for name in line.partition(":")[0].split(",")]
                 found |= {name: [] for name in names}
-    return {name: " ".join(lines) for name, lines in found.items()}
+    meanings = {name: " ".join(lines) for name, lines in found.items()}
+    for name, group in groups_of(thing).items() if isinstance(thing, type) else ():
+        meanings |= {f"{name}.{part}": meaning for part, meaning in parameters(group).items()}
+    return meanings
 
 
 def paragraphs(text: str) -> list[str]:

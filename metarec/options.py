@@ -87,6 +87,15 @@ def options_of(cls: type) -> list[Option]:
     return [option for one in parameters(cls).values() for option in _shown(one)]
 
 
+def groups_of(cls: type) -> dict[str, type]:
+    """The dataclasses of the options of a plugin class that are groups, by the option's name."""
+    return {
+        name: cast(type, one.annotation)
+        for name, one in parameters(cls).items()
+        if is_dataclass(one.annotation)
+    }
+
+
 def build(cls: type[T], given: Mapping[str, Any], *, what: str) -> T:
     """An instance of a plugin class with the options `given`, validated and converted to their types.
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import metarec.pluginmanager
-from metarec import atomic, cli
+from metarec import atomic, cli, describe
+from metarec.options import options_of
 from metarec.pluginmanager import create_plugin_manager
 
 PLUGIN = Path(__file__).with_name("small_plugin.py")
@@ -219,6 +220,21 @@ class TestShow:
             code, shown, errors = program("show", kind, row["name"])
             assert (code, errors) == (0, "")
             assert shown.startswith(f"{row['name']}: {kind} of plugin {row['plugin']}\n")
+
+    def test_every_option_has_a_meaning_those_of_groups_too(self, program):
+        code, printed, _ = program("show", "algorithm", "melu")
+        assert code == 0
+        assert (
+            "training.epochs: int = 10, 1 to 100,000\n    Passes over the known entities, at most." in printed
+        )
+        for registry in create_plugin_manager().registries.values():
+            for name, thing in registry.items():
+                if isinstance(thing, type):
+                    meanings = describe.parameters(thing)
+                    silent = [option.name for option in options_of(thing) if not meanings.get(option.name)]
+                    assert not silent, (
+                        f"the docstring of {registry.kind} {name!r} does not say what {silent} are"
+                    )
 
 
 class TestPlugin:

@@ -44,6 +44,7 @@ class Training:
         N(0, 0.1²); U(−0.1, 0.1); or U(−b, b) with b² = 6 / (rows + columns). With these three, biases of layers start
         at 0.
     optimizer : "adam", "adamw" or "sgd", default "adam"
+        The rule of a step.
     learning_rate : float, default 0.003
         Its greatest value.
     schedule : "constant", "step", "exponential", "cosine" or "plateau", default "cosine"

@@ -32,6 +32,7 @@ class Langevin(SamplingLearner):
     warm_up : int, default 100
         States of each chain that are left out before.
     kernel : "mala" or "unadjusted", default "mala"
+        Whether a move may be rejected, so that the chain is exact in the limit, or never is.
     step : float, default 1
         ε; the unadjusted chain runs away from 4 on.
 

@@ -33,6 +33,7 @@ class CompleteJourney(Reader):
     Parameters
     ----------
     feedback : "explicit" or "implicit", default "explicit"
+        Whether how often an item was bought counts as its rating, or only that it was.
     """
 
     name = "complete-journey"
