@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 
@@ -11,7 +10,7 @@ from metarec import Algorithm, hookimpl
 from metarec.learning import FactorHeadLearner, PosteriorLearner
 from metarec.learning.posterior import Posterior
 from metarec.tasks import Support
-from metarec.testing.oracles.check import Check, fitted, tasks_of
+from metarec.testing.oracles.check import Check, fitted, repeated, tasks_of
 from metarec.testing.oracles.factor_head import SMALL, seen
 
 
@@ -49,7 +48,7 @@ class MetaContent(FactorHeadLearner, PosteriorLearner):
         for scenario in ("new-user", "new-item"):
             support = tasks_of(scenario).support
             support = support.select((support.counts >= 6).nonzero().flatten())
-            near, nearer = (learner._away(_repeated(support, times)) for times in (10_000, 100_000))
+            near, nearer = (learner._away(repeated(support, times)) for times in (10_000, 100_000))
             yield Check(f"many ratings are least squares on the factors ({scenario})", nearer, 0.05)
             yield Check(f"ten times as many leave a tenth ({scenario})", abs(10 * nearer / near - 1), 0.3)
 
@@ -64,17 +63,6 @@ class MetaContent(FactorHeadLearner, PosteriorLearner):
             left = root * features @ (self.adapt(support).mean[task].unsqueeze(1) - best)
             worst = max(worst, float(left.abs().max()))
         return worst
-
-
-def _repeated(support: Support, times: int) -> Support:
-    """Every rating so many times."""
-    entry = torch.arange(support.partner.numel()).repeat_interleave(times)
-    return replace(
-        support,
-        offsets=support.offsets * times,
-        partner=support.partner[entry],
-        rating=support.rating[entry],
-    )
 
 
 @hookimpl

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metarec.learning import Algorithm, NeuralAlgorithm, Run
 from metarec.options import parameters
-from metarec.tasks import Tasks
+from metarec.tasks import Support, Tasks
 from metarec.testing.world import small_world
 
 A = TypeVar("A", bound=Algorithm)
@@ -88,3 +88,14 @@ def derivative_error(learner: NeuralAlgorithm, tasks: Tasks) -> float:
     for weight, part in zip(weights, way, strict=True):
         weight.data += step * part
     return distance(torch.as_tensor(found), (losses[0] - losses[1]) / (2 * step))
+
+
+def repeated(support: Support, times: int) -> Support:
+    """Every rating of the support so many times."""
+    entry = torch.arange(support.partner.numel()).repeat_interleave(times)
+    return replace(
+        support,
+        offsets=support.offsets * times,
+        partner=support.partner[entry],
+        rating=support.rating[entry],
+    )

@@ -13,7 +13,7 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal
 from metarec.learning import Algorithm, ModeLearner, Training
 from metarec.learning.linear_head import AdaptedHead, BiasHead
 from metarec.tasks import Support, Tasks
-from metarec.testing.oracles.check import Check, derivative_error, distance, fitted, tasks_of
+from metarec.testing.oracles.check import Check, derivative_error, distance, fitted, repeated, tasks_of
 
 SMALL: dict[str, Any] = {"size": 4, "rank": 3, "training": Training(epochs=2)}
 
@@ -83,14 +83,9 @@ def evidence_error(learner: ModeLearner, times: int) -> float:
     """
     support = tasks_of("new-user", implicit=True).support
     support = support.select((support.counts >= 4).nonzero().flatten()[:4]).first(4)
-    entry, partners = torch.arange(support.partner.numel()).repeat_interleave(times), support.partner[:4]
-    choices = (torch.arange(support.partner.numel()) % 2).to(support.rating)
-    support = replace(
-        support,
-        offsets=support.offsets * times,
-        partner=partners[entry % 4],
-        rating=choices[entry],
-    )
+    entry, partners = torch.arange(support.partner.numel()), support.partner[:4]
+    choices = (entry % 2).to(support.rating)
+    support = repeated(replace(support, partner=partners[entry % 4], rating=choices), times)
     head = learner.head(support.side)
     assert isinstance(head, BiasHead)
     head.log_deviation.zero_()
