@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -134,6 +135,27 @@ def test_the_catalogue_names_every_algorithm():
     assert sorted(re.findall(r"`([a-z-]+)`", text)) == sorted(
         create_plugin_manager(installed=False).algorithms
     )
+
+
+def test_the_table_of_ops_is_what_was_measured():
+    measured = json.loads((ROOT / "benchmarks/results/ops.json").read_text())
+    table = (ROOT / "README.md").read_text().split("`python -m benchmarks.ops`")[1].split("\n\n")[1]
+    op = ours = share = ""
+    for line in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        op, ours, share = cells[0].strip("`") or op, cells[2] or ours, cells[3] or share
+        assert any(
+            rounds_to(ours, row["ours_ms"] * (1000 if ours.endswith("µs") else 1))
+            and rounds_to(share, 100 * row["share"])
+            and (not cells[5] or rounds_to(cells[5], row["ratio"]))
+            for row in measured
+            if row["op"] == op
+        ), line
+
+
+def rounds_to(shown: str, value: float) -> bool:
+    number = shown.split()[0]
+    return abs(float(number) - value) <= 0.5001 * 10.0 ** -len(number.partition(".")[2])
 
 
 def test_every_block_is_held_by_a_test():
