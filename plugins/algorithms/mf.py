@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -39,6 +39,26 @@ class FoldedIn(Adapted):
     side: Side
 
 
+class Observations(NamedTuple):
+    """What ratings say of their task's entity.
+
+    Parameters
+    ----------
+    feature : float [n, 1 + rank]
+        φ of the partner.
+    residual : float [n]
+        The rating beside the partner's bias.
+    precision : float [n]
+    ridge : float [n]
+        What the rating adds to the precision of each component.
+    """
+
+    feature: Tensor
+    residual: Tensor
+    precision: Tensor
+    ridge: Tensor
+
+
 class MatrixFactorisation(Algorithm):
     """``r = μ + b_u + b_i + uᵀv``, fitted by stochastic gradient descent, with newcomers by ridge regression.
 
@@ -54,7 +74,8 @@ class MatrixFactorisation(Algorithm):
     held-out ratings. The λ of each rating stands for what is not known of its partner. An entity that `fit` knows is
     folded in like a new one. A rating's variance is σ² + φᵀ Λ⁻¹ φ. A partner that is new was met in a rating, and those
     that have many ratings are met more often: it has the mean and the covariance C of the training ratings' partners,
-    and its ratings vary by E[aᵀ C a] more, with a = (1, u) of those it may meet. Attributes are not used.
+    and its ratings have no λ, but vary by E[aᵀ C a] more, with a = (1, u) of those that it may meet. Attributes are not
+    used.
 
     Parameters
     ----------
@@ -100,8 +121,7 @@ class MatrixFactorisation(Algorithm):
 
     def adapt(self, support: Support) -> FoldedIn:
         """The ridge regression of each task."""
-        features, residual, noise = self._observations(support)
-        return self._folded_in(support.side, features, residual, noise, support.offsets)
+        return self._folded_in(support.side, self._observations(support), support.offsets)
 
     def predict(self, adapted: Adapted, query: Query) -> Prediction:
         """Mean and variance of each rating."""
@@ -192,20 +212,22 @@ class MatrixFactorisation(Algorithm):
         new = (partners.rows < 0).to(self.prior_mean_[side].dtype)
         return (self.noise_ + self.noise_of_new_[side] * new)[lists.partner]
 
-    def _observations(self, support: Support) -> tuple[Tensor, Tensor, Tensor]:
-        """φ of each rating's partner, what the rating says beside the partner's bias, and its variance."""
+    def _observations(self, support: Support) -> Observations:
+        """What the ratings of a support say."""
         partners = self._partners(support.side, support.partners).index_select(0, support.partner)
         residual = (support.rating - self.mean_) / self.deviation_ - partners[:, 0]
-        return pattern(partners), residual, self._noise(support.side, support, support.partners)
+        precision = 1 / self._noise(support.side, support, support.partners)
+        known = support.partners.rows[support.partner] >= 0
+        return Observations(pattern(partners), residual, precision, self.descent.l2 * precision * known)
 
-    def _folded_in(
-        self, side: Side, features: Tensor, residual: Tensor, noise: Tensor, offsets: Tensor
-    ) -> FoldedIn:
+    def _folded_in(self, side: Side, observations: Observations, offsets: Tensor) -> FoldedIn:
         inverse = torch.linalg.inv(self.prior_covariance_[side])
-        ridge = self.descent.l2 * torch.segment_reduce(1 / noise, "sum", offsets=offsets, axis=0, unsafe=True)
+        ridge = torch.segment_reduce(observations.ridge, "sum", offsets=offsets, axis=0, unsafe=True)
         precision = inverse + ridge.unsqueeze(1).expand(-1, len(inverse)).diag_embed()
         mean = torch.linalg.solve(precision, inverse @ self.prior_mean_[side])
-        posterior = gaussian_posterior(features, residual, 1 / noise, offsets, mean, precision)
+        posterior = gaussian_posterior(
+            observations.feature, observations.residual, observations.precision, offsets, mean, precision
+        )
         return FoldedIn(posterior.mean, posterior.cholesky, side)
 
     def _fit_prior(self, train: Dataset, side: Side) -> None:
@@ -214,10 +236,12 @@ class MatrixFactorisation(Algorithm):
         lists = Ragged.grouped(train.rows(side).long(), len(train.entities(side)))
         partners = known[train.rows(partner_side(side)).long()[lists.partner].to(known.device)]
         rating = (train.rating[lists.partner].to(known) - self.mean_) / self.deviation_
-        features, residual = pattern(partners), rating - partners[:, 0]
-        noise = torch.full_like(residual, self.noise_)
+        precision = torch.full_like(rating, 1 / self.noise_)
+        observations = Observations(
+            pattern(partners), rating - partners[:, 0], precision, self.descent.l2 * precision
+        )
         for _ in range(self.iterations):
-            found = self._folded_in(side, features, residual, noise, lists.offsets.to(known.device))
+            found = self._folded_in(side, observations, lists.offsets.to(known.device))
             mean = found.mean.mean(0)
             away = found.mean - mean
             spread = torch.cholesky_inverse(found.cholesky).mean(0) + away.mT @ away / len(away)
@@ -236,11 +260,13 @@ class MatrixFactorisation(Algorithm):
         return float((self.met_covariance_[partner_side(side)] * moment).sum())
 
     def _updated(self, found: FoldedIn, rating: Support, sign: int) -> FoldedIn:
-        features, residual, noise = self._observations(rating)
-        before, weight = found.cholesky @ found.cholesky.mT, sign / noise
-        ridge = features.new_full((features.shape[1],), self.descent.l2).diag()
-        after = before + weight[:, None, None] * (features.unsqueeze(2) * features.unsqueeze(1) + ridge)
-        shift = (before @ found.mean.unsqueeze(2)).squeeze(2) + (weight * residual)[:, None] * features
+        features, residual, precision, ridge = self._observations(rating)
+        before = found.cholesky @ found.cholesky.mT
+        gram = precision[:, None, None] * features.unsqueeze(2) * features.unsqueeze(1)
+        after = before + sign * (gram + ridge.unsqueeze(1).expand_as(features).diag_embed())
+        shift = (before @ found.mean.unsqueeze(2)).squeeze(2) + (sign * precision * residual)[
+            :, None
+        ] * features
         cholesky = torch.linalg.cholesky(after)
         return FoldedIn(torch.cholesky_solve(shift.unsqueeze(2), cholesky).squeeze(2), cholesky, found.side)
 

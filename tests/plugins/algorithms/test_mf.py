@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,31 @@ def test_a_new_partner_is_one_that_is_met_in_a_rating():
     variance = learner.noise_ + pattern @ spread @ pattern + of_partner
     np.testing.assert_allclose(found.mean[asked], learner.mean_ + learner.deviation_ * mean, rtol=1e-6)
     np.testing.assert_allclose(found.variance[asked], learner.deviation_**2 * variance, rtol=1e-6)
+
+
+def test_a_rating_of_a_new_partner_varies_more_but_has_no_ridge():
+    """Every other partner is taken for new."""
+    world = small_world()
+    learner = MatrixFactorisation(descent=Descent(rank=3, epochs=10, learning_rate=0.05, l2=0.3))
+    learner.fit(world.split.train, run=Run(dtype=torch.float64))
+    support = world.tasks("new-user").support.to(dtype=torch.float64)
+    some = torch.arange(len(support.partners)) % 2 == 0
+    partners = replace(support.partners, rows=support.partners.rows.masked_fill(some, -1))
+    support = replace(support, partners=partners)
+    side = support.side
+    rows = support.partners.rows[support.partner]
+    known = learner.known_[partner_side(side)]
+    theta = torch.where((rows >= 0)[:, None], known[rows], learner.met_mean_[partner_side(side)])
+    found = learner.adapt(support)
+    for task in range(len(support)):
+        precision = torch.linalg.inv(learner.prior_covariance_[side])
+        for row, partner in zip(rows[support.owner == task], theta[support.owner == task], strict=True):
+            pattern = torch.cat([torch.ones(1), partner[1:]])
+            more = learner.noise_of_new_[side] if row < 0 else 0.0
+            precision = precision + torch.outer(pattern, pattern) / (learner.noise_ + more)
+            precision += (0.3 / learner.noise_ if row >= 0 else 0.0) * torch.eye(4)
+        torch.testing.assert_close(found.cholesky[task] @ found.cholesky[task].mT, precision)
+    assert 0 < int((rows < 0).sum()) < len(rows)
 
 
 def test_warm_movielens_is_predicted_better_than_by_surprise(movielens: Path):
