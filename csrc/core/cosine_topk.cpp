@@ -113,10 +113,12 @@ inline std::int32_t tile_slack(std::int64_t dim) {
   return static_cast<std::int32_t>(2 * off * kUnit + off * off + 0x1p-20 * kUnit * kUnit + 1);
 }
 
-template <class Real>
+template <class Stored>
 struct Search {
-  std::span<const Real> queries;
-  const ItemTable<Real>& table;
+  using Real = Arithmetic<Stored>;
+
+  std::span<const Stored> queries;
+  const ItemTable<Stored>& table;
   std::span<const double> query_norms;
   std::span<const std::int64_t> excluded_offsets, excluded_rows;  // rows ascend within each query
   bool cosine;
@@ -171,14 +173,14 @@ struct Search {
       coded.error = std::numeric_limits<float>::infinity();
       return coded;
     }
-    const Real* values = queries.data() + query * dim;
+    const Stored* values = queries.data() + query * dim;
     double largest = 0, norm = query_norms[query] * query_scale(query), squared = 0;
-    for (std::int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::abs(static_cast<double>(values[d])));
+    for (std::int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::abs(static_cast<double>(value_of(values[d]))));
     // The sum of dim products of codes must fit 32 bits.
     const double top = std::min<double>(32767, std::floor(2147483647.0 / (127.0 * static_cast<double>(padded))));
     const double scale = largest * query_scale(query) / top;
     for (std::int64_t d = 0; largest > 0 && d < dim; ++d) {
-      const double value = static_cast<double>(values[d]) * query_scale(query), code = std::nearbyint(value / scale);
+      const double value = static_cast<double>(value_of(values[d])) * query_scale(query), code = std::nearbyint(value / scale);
       squared += (value - scale * code) * (value - scale * code);
       coded.codes[static_cast<std::size_t>(d)] = static_cast<std::int16_t>(code);
     }
@@ -225,8 +227,8 @@ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b
 
 }  // namespace
 
-template <class Real>
-double item_norms(std::int64_t dim, std::span<const Real> items, std::span<double> norms, const Parallel& parallel) {
+template <class Stored>
+double item_norms(std::int64_t dim, std::span<const Stored> items, std::span<double> norms, const Parallel& parallel) {
   const std::int64_t count = std::ssize(norms), parts = std::clamp<std::int64_t>(count / 1024, 1, parallel.threads);
   parallel.run(parts, [&](std::int64_t part) {
     METAREC_DISPATCH(norms_range(dim, items.data(), norms.data(), count * part / parts, count * (part + 1) / parts));
@@ -236,8 +238,10 @@ double item_norms(std::int64_t dim, std::span<const Real> items, std::span<doubl
   return largest;
 }
 
-void encode_items(std::int64_t dim, std::span<const float> items, std::span<const double> norms, Similarity similarity,
-                  std::span<std::int8_t> codes, std::span<float> code_bounds, const Parallel& parallel) {
+template <class Stored>
+void encode_items(std::int64_t dim, std::span<const Stored> items, std::span<const double> norms,
+                  Similarity similarity, std::span<std::int8_t> codes, std::span<float> code_bounds,
+                  const Parallel& parallel) {
   const std::int64_t count = std::ssize(norms), groups = divide_up(count, kCodeGroup);
   const std::int64_t bytes = divide_up(dim, 2) * 2 * kCodeGroup;
   parallel.run(parallel.threads, [&](std::int64_t part) {
@@ -246,7 +250,7 @@ void encode_items(std::int64_t dim, std::span<const float> items, std::span<cons
       const std::int64_t row = group * kCodeGroup, size = std::min(kCodeGroup, count - row);
       double lengths[kCodeGroup];
       for (std::int64_t i = 0; i < size; ++i) {
-        lengths[i] = similarity == Similarity::cosine ? Search<float>::length(norms[row + i]) : 1.0;
+        lengths[i] = similarity == Similarity::cosine ? Search<Stored>::length(norms[row + i]) : 1.0;
       }
       float* bounds = code_bounds.data() + group * 2 * kCodeGroup;
       METAREC_DISPATCH(encode_group(dim, items.data() + row * dim, lengths, static_cast<int>(size),
@@ -255,16 +259,17 @@ void encode_items(std::int64_t dim, std::span<const float> items, std::span<cons
   });
 }
 
-template <class Real>
-void cosine_topk(std::span<const Real> queries, const ItemTable<Real>& table, std::int64_t k, const Excluded& excluded,
-                 Similarity similarity, std::span<Real> scores, std::span<std::int64_t> rows,
-                 const Parallel& parallel) {
+template <class Stored>
+void cosine_topk(std::span<const Stored> queries, const ItemTable<Stored>& table, std::int64_t k,
+                 const Excluded& excluded, Similarity similarity, std::span<Arithmetic<Stored>> scores,
+                 std::span<std::int64_t> rows, const Parallel& parallel) {
+  using Real = Arithmetic<Stored>;
   const std::int64_t count = k > 0 ? std::ssize(rows) / k : 0, items = table.count();
   const std::vector<std::int64_t> excluded_rows = sorted_rows(excluded, std::ssize(excluded.offsets) - 1, items);
   if (count == 0) return;
   std::vector<double> query_norms(static_cast<std::size_t>(count));
   item_norms(table.dim, queries, std::span(query_norms), Parallel{});
-  const Search<Real> search{queries, table, query_norms, excluded.offsets, excluded_rows,
+  const Search<Stored> search{queries, table, query_norms, excluded.offsets, excluded_rows,
                             similarity == Similarity::cosine};
 
   // The work is a grid of query blocks, which fit the second-level cache, and item ranges. Few blocks are spread over
@@ -323,11 +328,18 @@ void cosine_topk(std::span<const Real> queries, const ItemTable<Real>& table, st
   }
 }
 
-template double item_norms(std::int64_t, std::span<const float>, std::span<double>, const Parallel&);
-template double item_norms(std::int64_t, std::span<const double>, std::span<double>, const Parallel&);
-template void cosine_topk(std::span<const float>, const ItemTable<float>&, std::int64_t, const Excluded&, Similarity,
-                          std::span<float>, std::span<std::int64_t>, const Parallel&);
-template void cosine_topk(std::span<const double>, const ItemTable<double>&, std::int64_t, const Excluded&, Similarity,
-                          std::span<double>, std::span<std::int64_t>, const Parallel&);
+#define METAREC_INSTANTIATE(Stored)                                                                              \
+  template double item_norms(std::int64_t, std::span<const Stored>, std::span<double>, const Parallel&);         \
+  template void cosine_topk(std::span<const Stored>, const ItemTable<Stored>&, std::int64_t, const Excluded&,    \
+                            Similarity, std::span<Arithmetic<Stored>>, std::span<std::int64_t>, const Parallel&);
+METAREC_INSTANTIATE(float)
+METAREC_INSTANTIATE(double)
+METAREC_INSTANTIATE(BFloat16)
+#undef METAREC_INSTANTIATE
+
+template void encode_items(std::int64_t, std::span<const float>, std::span<const double>, Similarity,
+                           std::span<std::int8_t>, std::span<float>, const Parallel&);
+template void encode_items(std::int64_t, std::span<const BFloat16>, std::span<const double>, Similarity,
+                           std::span<std::int8_t>, std::span<float>, const Parallel&);
 
 }  // namespace metarec

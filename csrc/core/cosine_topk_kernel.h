@@ -11,7 +11,7 @@
 //   queries in registers too, so no score is ever stored. Queries are coded once per block of them, which stays in the
 //   second-level cache, and items once per block of queries; the pass is bound by its 2 dim operations per pair.
 // - Codes, for few queries: 8-bit items, coded when the table was prepared, against a 16-bit query, sixteen items side
-//   by side. It reads dim + 8 bytes per item in place of 4 dim, which is what it is bound by.
+//   by side. It reads dim + 8 bytes per item in place of 4 dim (2 dim of BFloat16), which is what it is bound by.
 // A single query without codes has no first pass.
 #include "simd.h"
 
@@ -32,6 +32,14 @@ constexpr int kSumVectors = kSumLanes / kLanes<double>;
   return __builtin_convertvector(narrow, Vector<double>);
 }
 
+[[gnu::always_inline]] inline Vector<double> load_doubles(const BFloat16* from) {
+  typename VectorOf<std::uint16_t, kLanes<double>>::Type halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  const auto bits = __builtin_convertvector(halves, typename VectorOf<std::uint32_t, kLanes<double>>::Type) << 16;
+  const auto narrow = reinterpret_cast<typename VectorOf<float, kLanes<double>>::Type>(bits);
+  return __builtin_convertvector(narrow, Vector<double>);
+}
+
 template <class Left, class Right>
 [[gnu::always_inline]] inline void add_products(const Left* left, const Right* right, Vector<double>* totals) {
   for (int v = 0; v < kSumVectors; ++v) {
@@ -40,7 +48,7 @@ template <class Left, class Right>
 }
 
 // The dot product in double precision. The order of the sum is fixed by kSumLanes, and products of floats are exact in
-// a double, so for float the result is the same for every instruction set.
+// a double, so for float and BFloat16 the result is the same for every instruction set.
 template <class Left, class Right>
 [[gnu::always_inline]] inline double exact_dot(const Left* left, const Right* right, std::int64_t dim) {
   Vector<double> totals[kSumVectors] = {};
@@ -59,22 +67,22 @@ template <class Left, class Right>
   return sum<double>(totals[0]);
 }
 
-template <class Real>
-void norms_range(std::int64_t dim, const Real* items, double* norms, std::int64_t begin, std::int64_t end) {
+template <class Stored>
+void norms_range(std::int64_t dim, const Stored* items, double* norms, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
-    const Real* item = items + row * dim;
+    const Stored* item = items + row * dim;
     norms[row] = std::sqrt(exact_dot(item, item, dim));
   }
 }
 
 // Scores the newcomers of a query and keeps the best.
-template <class Real>
-void choose(const Search<Real>& search, BestItems<Real>& best, std::int64_t query) {
+template <class Stored, class Real>
+void choose(const Search<Stored>& search, BestItems<Real>& best, std::int64_t query) {
   const std::int64_t dim = search.table.dim;
-  const std::size_t bytes = static_cast<std::size_t>(dim) * sizeof(Real);
+  const std::size_t bytes = static_cast<std::size_t>(dim) * sizeof(Stored);
   for (const ScoredRow<Real>& item : best.newcomers()) prefetch(search.table.items.data(), item.row * bytes, bytes);
   for (ScoredRow<Real>& item : best.newcomers()) {
-    const Real* values = search.table.items.data() + item.row * dim;
+    const Stored* values = search.table.items.data() + item.row * dim;
     item.score = search.is_excluded(query, item.row)
                      ? -std::numeric_limits<Real>::infinity()
                      : search.score(exact_dot(search.queries.data() + query * dim, values, dim), query, item.row);
@@ -82,12 +90,13 @@ void choose(const Search<Real>& search, BestItems<Real>& best, std::int64_t quer
   best.choose();
 }
 
-template <class Real>
-void search_exactly(const Search<Real>& search, std::int64_t first_query, std::span<BestItems<Real>> best,
+template <class Stored, class Real>
+void search_exactly(const Search<Stored>& search, std::int64_t first_query, std::span<BestItems<Real>> best,
                     std::int64_t begin, std::int64_t end) {
   const std::int64_t dim = search.table.dim, count = std::ssize(best);
-  const Real* first = search.queries.data() + first_query * dim;
-  const std::vector<double> queries(first, first + count * dim);
+  const Stored* first = search.queries.data() + first_query * dim;
+  std::vector<double> queries;
+  for (std::int64_t i = 0; i < count * dim; ++i) queries.push_back(value_of(first[i]));
   constexpr std::int64_t block = 256;
   for (std::int64_t from = begin; from < end; from += block) {
     for (std::int64_t q = 0; q < count; ++q) {
@@ -104,22 +113,23 @@ void search_exactly(const Search<Real>& search, std::int64_t first_query, std::s
 }
 
 // Codes a vector in units of its norm over kUnit: the nearest integers, and a zero where that makes a whole pair.
-template <class Real>
-void encode_unit(const Real* vector, std::int64_t dim, double norm, std::int16_t* codes) {
+template <class Stored>
+void encode_unit(const Stored* vector, std::int64_t dim, double norm, std::int16_t* codes) {
+  using Real = Arithmetic<Stored>;
   const bool fits = fits_tile<Real>(norm) && norm > 0;
   const Real scale = static_cast<Real>(fits ? kUnit / norm : 0);
   // Added to this, a float of that size loses its fraction, and its last bits are the integer.
   constexpr float rounding = 0x1.8p23f;
   for (std::int64_t d = 0; d < dim; ++d) {
-    const float value = static_cast<float>(scale * (fits ? vector[d] : Real(0)));
+    const float value = static_cast<float>(scale * (fits ? value_of(vector[d]) : Real(0)));
     codes[d] = static_cast<std::int16_t>(std::bit_cast<std::int32_t>(value + rounding));
   }
   if (dim % 2 != 0) codes[dim] = 0;
 }
 
 // Codes rows side by side: pair p of row i of a group stands at [p, i] of the group's [pairs, group_size] pairs.
-template <class Real>
-void pack(const Real* rows, std::span<const double> norms, std::int64_t dim, std::int64_t group_size,
+template <class Stored>
+void pack(const Stored* rows, std::span<const double> norms, std::int64_t dim, std::int64_t group_size,
           std::span<std::int16_t> codes, std::int16_t* packed) {
   const std::int64_t pairs = (dim + 1) / 2;
   for (std::int64_t i = 0; i < std::ssize(norms); ++i) {
@@ -159,8 +169,8 @@ inline bool tile(const std::int16_t* panel, const std::int16_t* items, std::int6
   return any != 0;
 }
 
-template <class Real>
-void search_tiles(const Search<Real>& search, std::int64_t first_query, std::span<BestItems<Real>> best,
+template <class Stored, class Real>
+void search_tiles(const Search<Stored>& search, std::int64_t first_query, std::span<BestItems<Real>> best,
                   std::int64_t begin, std::int64_t end) {
   const std::int64_t dim = search.table.dim, pairs = (dim + 1) / 2;
   const std::int64_t count = std::ssize(best), panels = (count + kPanel - 1) / kPanel;
@@ -209,24 +219,25 @@ void search_tiles(const Search<Real>& search, std::int64_t first_query, std::spa
 }
 
 // Codes one group of items: the nearest multiples of each item's scale, and how far they are from it.
-inline void encode_group(std::int64_t dim, const float* items, const double* lengths, int count, std::int8_t* codes,
-                         float* scales, float* errors) {
+template <class Stored>
+void encode_group(std::int64_t dim, const Stored* items, const double* lengths, int count, std::int8_t* codes,
+                  float* scales, float* errors) {
   const std::int64_t pairs = (dim + 1) / 2;
   std::fill(codes, codes + pairs * kCodeGroup * 2, std::int8_t(0));
   for (int i = 0; i < kCodeGroup; ++i) scales[i] = errors[i] = 0;
   for (int i = 0; i < count; ++i) {
-    const float* item = items + i * dim;
+    const Stored* item = items + i * dim;
     float largest = 0;
     bool finite = true;
     for (std::int64_t d = 0; d < dim; ++d) {
-      largest = std::max(largest, std::abs(item[d]));
-      finite &= std::isfinite(item[d]);
+      largest = std::max(largest, std::abs(value_of(item[d])));
+      finite &= std::isfinite(value_of(item[d]));
     }
     const double scale = static_cast<double>(largest) / 127;
     double squared = 0;
     for (std::int64_t d = 0; finite && largest > 0 && d < dim; ++d) {
-      const double code = std::nearbyint(static_cast<double>(item[d]) / scale);
-      const double error = static_cast<double>(item[d]) - scale * code;
+      const double code = std::nearbyint(static_cast<double>(value_of(item[d])) / scale);
+      const double error = static_cast<double>(value_of(item[d])) - scale * code;
       squared += error * error;
       codes[(d / 2 * kCodeGroup + i) * 2 + d % 2] = static_cast<std::int8_t>(code);
     }
@@ -255,8 +266,9 @@ inline std::uint32_t scan_group(const std::int8_t* codes, const std::int16_t* qu
   return hits;
 }
 
-inline void search_codes(const Search<float>& search, std::int64_t first_query, std::span<BestItems<float>> best,
-                         std::int64_t begin, std::int64_t end) {
+template <class Stored>
+void search_codes(const Search<Stored>& search, std::int64_t first_query, std::span<BestItems<float>> best,
+                  std::int64_t begin, std::int64_t end) {
   const std::int64_t dim = search.table.dim, pairs = (dim + 1) / 2;
   std::vector<CodedQuery> coded;
   for (std::int64_t q = 0; q < std::ssize(best); ++q) coded.push_back(search.encode(first_query + q));
@@ -274,7 +286,7 @@ inline void search_codes(const Search<float>& search, std::int64_t first_query, 
         if (to - row < kCodeGroup) hits &= (1u << (to - row)) - 1;
         for (; hits != 0; hits &= hits - 1) {
           const std::int64_t candidate = row + std::countr_zero(hits);
-          prefetch(search.table.items.data(), candidate * dim * sizeof(float), dim * sizeof(float));
+          prefetch(search.table.items.data(), candidate * dim * sizeof(Stored), dim * sizeof(Stored));
           if (best[q].add(candidate)) continue;
           choose(search, best[q], first_query + static_cast<std::int64_t>(q));
           threshold = best[q].worst() - query.error;

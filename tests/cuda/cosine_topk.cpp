@@ -16,16 +16,18 @@ struct Shape {
   std::int64_t queries, items, dim, k, ranges;
 };
 
-template <class Real>
+template <class Stored>
 struct Problem {
+  using Real = metarec::Arithmetic<Stored>;
+
   Shape shape;
   bool cosine;
-  std::vector<Real> queries, items;
+  std::vector<Stored> queries, items;
   std::vector<std::int64_t> excluded_offsets, excluded_rows;
 
   Problem(const Shape& shape, bool cosine)
-      : shape(shape), cosine(cosine), queries(normal<Real>(shape.queries * shape.dim, 1)),
-        items(normal<Real>(shape.items * shape.dim, 2)) {}
+      : shape(shape), cosine(cosine), queries(stored_normal<Stored>(shape.queries * shape.dim, 1)),
+        items(stored_normal<Stored>(shape.items * shape.dim, 2)) {}
 
   // All of the items for query 0, none for query 1, some twice for the others.
   void exclude() {
@@ -38,9 +40,9 @@ struct Problem {
     }
   }
 
-  static double dot(const Real* left, const Real* right, std::int64_t dim) {
+  static double dot(const Stored* left, const Stored* right, std::int64_t dim) {
     double total = 0;
-    for (std::int64_t d = 0; d < dim; ++d) total += static_cast<double>(left[d]) * static_cast<double>(right[d]);
+    for (std::int64_t d = 0; d < dim; ++d) total += number(left[d]) * number(right[d]);
     return total;
   }
 
@@ -77,9 +79,9 @@ struct Problem {
     simt::Output<std::int32_t> limits(query_count);
     simt::Output<Real> scores(query_count * k);
     cuda::cosine_topk(launch,
-                      cuda::TopkSearch<Real>{query_count, item_count, dim, k, queries.data(), items.data(),
-                                             query_norms.data(), item_norms.data(), cosine, excluded, lists,
-                                             places.data(), sizes.data(), limits.data()},
+                      cuda::TopkSearch<Stored>{query_count, item_count, dim, k, queries.data(), items.data(),
+                                               query_norms.data(), item_norms.data(), cosine, excluded, lists,
+                                               places.data(), sizes.data(), limits.data()},
                       scores.data(), rows.data());
     for (std::int64_t query = 0; query < query_count; ++query) {
       const auto best = expected(query);
@@ -94,12 +96,12 @@ struct Problem {
   }
 };
 
-template <class Real>
+template <class Stored>
 void test_random(std::uint64_t seed) {
   for (const Shape& shape : {Shape{1, 1, 1, 1, 1}, Shape{3, 0, 4, 0, 1}, Shape{2, 270, 33, 10, 1}, Shape{1, 560, 8, 20, 2},
                              Shape{9, 40, 16, 40, 3}, Shape{65, 8, 20, 5, 1}, Shape{2, 9, 0, 4, 1}}) {
     for (const bool cosine : {false, true}) {
-      Problem<Real> problem(shape, cosine);
+      Problem<Stored> problem(shape, cosine);
       if (cosine) problem.exclude();
       problem.check(seed++);
     }
@@ -107,12 +109,12 @@ void test_random(std::uint64_t seed) {
 }
 
 // Whole numbers, so that many scores are equal, in the order that is worst for lists: ever better.
-template <class Real>
+template <class Stored>
 void test_ties(std::uint64_t seed) {
   for (const bool cosine : {false, true}) {
-    Problem<Real> problem({9, 100, 4, 12, 2}, cosine);
-    for (std::int64_t i = 0; i < std::ssize(problem.queries); ++i) problem.queries[i] = static_cast<Real>(i % 3);
-    for (std::int64_t i = 0; i < std::ssize(problem.items); ++i) problem.items[i] = static_cast<Real>(i / 60 + i % 2);
+    Problem<Stored> problem({9, 100, 4, 12, 2}, cosine);
+    for (std::int64_t i = 0; i < std::ssize(problem.queries); ++i) problem.queries[i] = stored<Stored>(i % 3);
+    for (std::int64_t i = 0; i < std::ssize(problem.items); ++i) problem.items[i] = stored<Stored>(i / 60 + i % 2);
     problem.check(seed);
   }
 }
@@ -130,11 +132,12 @@ void test_extremes(std::uint64_t seed) {
 }
 
 // What codes say of an item: code times scale, with an error of the length that stands beside the scale.
+template <class Stored>
 void test_codes() {
   const std::int64_t count = 37, dim = 5, groups = 3, pairs = 3;
-  std::vector<float> items = normal<float>(count * dim, 6);
-  std::fill_n(items.begin() + 3 * dim, dim, 0.0f);
-  items[4 * dim] = std::numeric_limits<float>::quiet_NaN();
+  std::vector<Stored> items = stored_normal<Stored>(count * dim, 6);
+  std::fill_n(items.begin() + 3 * dim, dim, stored<Stored>(0));
+  items[4 * dim] = stored<Stored>(std::numeric_limits<float>::quiet_NaN());
   std::vector<double> norms(count);
   cuda::vector_norms(Emulated{0}, items.data(), count, dim, norms.data(), nullptr);
   for (const bool cosine : {false, true}) {
@@ -147,7 +150,7 @@ void test_codes() {
       const double length = cosine && row < count && row != 4 ? std::max(norms[row], 1e-12) : 1;
       double square = 0, largest = 0;
       for (std::int64_t d = 0; d < 2 * pairs; ++d) {
-        const double value = row < count && row != 4 && d < dim ? items[row * dim + d] : 0;
+        const double value = row < count && row != 4 && d < dim ? number(items[row * dim + d]) : 0;
         const double code = codes.written()[((group * pairs + d / 2) * 16 + member) * 2 + d % 2];
         largest = std::max(largest, std::abs(value));
         square += (value / length - scale * code) * (value / length - scale * code);
@@ -176,7 +179,10 @@ int main() {
   test_random<double>(20);
   test_ties<float>(0);
   test_ties<double>(1);
+  test_random<metarec::BFloat16>(40);
+  test_ties<metarec::BFloat16>(3);
   test_extremes(2);
-  test_codes();
+  test_codes<float>();
+  test_codes<metarec::BFloat16>();
   test_what_does_not_fit_is_refused();
 }

@@ -3,34 +3,16 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <map>
 
 #include "checks.h"
 #include "cosine_scores_by_hand.h"
+#include "stored.h"
 
 namespace {
 
 using metarec::Arithmetic;
 using metarec::BFloat16;
-
-template <class Stored>
-Stored stored(double value) {
-  if constexpr (sizeof(Stored) == sizeof(BFloat16)) {
-    return {static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(value)) >> 16)};
-  } else {
-    return static_cast<Stored>(value);
-  }
-}
-
-template <class Stored>
-double number(Stored value) {
-  if constexpr (sizeof(Stored) == sizeof(BFloat16)) {
-    return std::bit_cast<float>(std::uint32_t{value.bits} << 16);
-  } else {
-    return value;
-  }
-}
 
 template <class Stored>
 std::vector<double> numbers(const std::vector<Stored>& values) {

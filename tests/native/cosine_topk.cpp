@@ -3,33 +3,36 @@
 
 #include "checks.h"
 #include "cosine_topk_by_hand.h"
+#include "stored.h"
 
 namespace {
 
+using metarec::Arithmetic;
+using metarec::BFloat16;
 using metarec::Similarity;
 
-template <class Real>
+template <class Stored>
 struct Items {
   std::int64_t dim;
-  std::vector<Real> values;
+  std::vector<Stored> values;
   std::vector<double> norms;
   double largest_norm;
   std::vector<std::int8_t> codes;
   std::vector<float> code_bounds;
 
-  Items(std::int64_t dim, std::vector<Real> items, std::int64_t count, Similarity similarity, bool compact,
+  Items(std::int64_t dim, std::vector<Stored> items, std::int64_t count, Similarity similarity, bool compact,
         const metarec::Parallel& parallel)
       : dim(dim), values(std::move(items)), norms(count) {
-    largest_norm = metarec::item_norms<Real>(dim, values, norms, parallel);
-    if constexpr (sizeof(Real) == sizeof(float)) {
+    largest_norm = metarec::item_norms<Stored>(dim, values, norms, parallel);
+    if constexpr (sizeof(Arithmetic<Stored>) == sizeof(float)) {
       const std::int64_t groups = compact ? (count + metarec::kCodeGroup - 1) / metarec::kCodeGroup : 0;
       codes.resize(groups * ((dim + 1) / 2) * metarec::kCodeGroup * 2);
       code_bounds.resize(groups * 2 * metarec::kCodeGroup);
-      if (compact) metarec::encode_items(dim, values, norms, similarity, codes, code_bounds, parallel);
+      if (compact) metarec::encode_items<Stored>(dim, values, norms, similarity, codes, code_bounds, parallel);
     }
   }
 
-  metarec::ItemTable<Real> table() const { return {dim, values, norms, largest_norm, codes, code_bounds}; }
+  metarec::ItemTable<Stored> table() const { return {dim, values, norms, largest_norm, codes, code_bounds}; }
 };
 
 template <class Real>
@@ -39,24 +42,31 @@ struct Best {
   bool operator==(const Best&) const = default;
 };
 
-template <class Real>
-Best<Real> search(const std::vector<Real>& queries, std::int64_t count, const Items<Real>& items, std::int64_t k,
+template <class Stored, class Real = Arithmetic<Stored>>
+Best<Real> search(const std::vector<Stored>& queries, std::int64_t count, const Items<Stored>& items, std::int64_t k,
                   const metarec::Excluded& excluded, Similarity similarity, const metarec::Parallel& parallel = {}) {
   Best<Real> best{std::vector<Real>(count * k), std::vector<std::int64_t>(count * k)};
-  metarec::cosine_topk<Real>(queries, items.table(), k, excluded, similarity, best.scores, best.rows, parallel);
+  metarec::cosine_topk<Stored>(queries, items.table(), k, excluded, similarity, best.scores, best.rows, parallel);
   return best;
 }
 
 // Integers, so that every sum is exact and many scores are equal.
-template <class Real>
-std::vector<Real> integers(std::int64_t count, unsigned seed) {
-  std::vector<Real> values = normal<Real>(count, seed);
-  for (Real& value : values) value = std::round(value);
+template <class Stored>
+std::vector<Stored> integers(std::int64_t count, unsigned seed) {
+  std::vector<Stored> values;
+  for (const double value : normal<double>(count, seed)) values.push_back(stored<Stored>(std::round(value)));
   return values;
 }
 
-template <class Real>
-Best<Real> sort_all(const std::vector<Real>& queries, std::int64_t count, const Items<Real>& items, std::int64_t k,
+template <class Stored>
+std::vector<Stored> fractions(std::int64_t count, unsigned seed) {
+  std::vector<Stored> values;
+  for (const double value : normal<double>(count, seed)) values.push_back(stored<Stored>(value));
+  return values;
+}
+
+template <class Stored, class Real = Arithmetic<Stored>>
+Best<Real> sort_all(const std::vector<Stored>& queries, std::int64_t count, const Items<Stored>& items, std::int64_t k,
                     const metarec::Excluded& excluded, Similarity similarity) {
   Best<Real> best;
   for (std::int64_t q = 0; q < count; ++q) {
@@ -71,7 +81,7 @@ Best<Real> sort_all(const std::vector<Real>& queries, std::int64_t count, const 
   return best;
 }
 
-template <class Real>
+template <class Stored>
 void test_equals_sorting_all() {
   for (const std::int64_t dim : {0, 1, 7, 33}) {
     for (const std::int64_t count : {1, 15, 17, 300}) {
@@ -85,9 +95,9 @@ void test_equals_sorting_all() {
             offsets.push_back(std::ssize(rows));
           }
           const metarec::Excluded excluded{offsets, rows};
-          const std::vector<Real> left = integers<Real>(queries * dim, 1);
+          const std::vector<Stored> left = integers<Stored>(queries * dim, 1);
           for (const bool compact : {false, true}) {
-            const Items<Real> items(dim, integers<Real>(count * dim, 2), count, similarity, compact, {});
+            const Items<Stored> items(dim, integers<Stored>(count * dim, 2), count, similarity, compact, {});
             CHECK(search(left, queries, items, k, excluded, similarity) ==
                   sort_all(left, queries, items, k, excluded, similarity));
           }
@@ -97,14 +107,14 @@ void test_equals_sorting_all() {
   }
 }
 
-template <class Real>
+template <class Stored>
 void test_threads_change_nothing() {
   constexpr std::int64_t dim = 24, count = 9'000;
   for (const std::int64_t queries : {1, 5, 300}) {
-    const std::vector<Real> left = normal<Real>(queries * dim, 1);
+    const std::vector<Stored> left = fractions<Stored>(queries * dim, 1);
     for (const bool compact : {false, true}) {
-      const Items<Real> one(dim, normal<Real>(count * dim, 2), count, Similarity::cosine, compact, {});
-      const Items<Real> four(dim, one.values, count, Similarity::cosine, compact, threads(4));
+      const Items<Stored> one(dim, fractions<Stored>(count * dim, 2), count, Similarity::cosine, compact, {});
+      const Items<Stored> four(dim, one.values, count, Similarity::cosine, compact, threads(4));
       CHECK(one.norms == four.norms && one.codes == four.codes && one.code_bounds == four.code_bounds);
       CHECK(search(left, queries, one, 11, {}, Similarity::cosine) ==
             search(left, queries, four, 11, {}, Similarity::cosine, threads(4)));
@@ -138,9 +148,11 @@ void test_bad_arguments_throw() {
 int main(int count, char**) {
   test_threads_change_nothing<float>();
   test_threads_change_nothing<double>();
+  test_threads_change_nothing<BFloat16>();
   if (count > 1) return 0;
   test_equals_sorting_all<float>();
   test_equals_sorting_all<double>();
+  test_equals_sorting_all<BFloat16>();
   test_what_is_no_number_is_not_found();
   test_bad_arguments_throw();
 }

@@ -42,7 +42,7 @@ void searches() {
   const std::int64_t groups = (items + metarec::kCodeGroup - 1) / metarec::kCodeGroup;
   std::vector<std::int8_t> codes(groups * ((dim + 1) / 2) * metarec::kCodeGroup * 2);
   std::vector<float> bounds(groups * 2 * metarec::kCodeGroup), scores(queries * k);
-  metarec::encode_items(dim, table, norms, metarec::Similarity::cosine, codes, bounds);
+  metarec::encode_items<float>(dim, table, norms, metarec::Similarity::cosine, codes, bounds);
   std::vector<std::int64_t> rows(queries * k);
   metarec::cosine_topk<float>(left, {dim, table, norms, largest, codes, bounds}, k, {}, metarec::Similarity::cosine,
                               scores, rows);

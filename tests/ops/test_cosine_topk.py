@@ -15,7 +15,10 @@ from metarec.testing.ops.cosine_topk import brute_force, normal, ragged, samples
 def test_equals_brute_force(sample):
     results = sample.call(*sample.arguments())
     sample.check(results)
-    assert results["scores"].dtype == sample.dtype and results["rows"].dtype == torch.int64
+    assert (
+        results["scores"].dtype == reference.arithmetic_type(sample.dtype)
+        and results["rows"].dtype == torch.int64
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 5, 40])
@@ -41,8 +44,9 @@ def test_exact_on_integers_with_many_ties(batch, similarity, prepared):
 @pytest.mark.skipif(not NATIVE, reason="no native kernels in this build")
 @pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize(("count", "dim"), [(0, 4), (1, 1), (33, 0), (50, 7), (1000, 64)])
-def test_items_are_prepared_as_by_the_reference(count, dim, cosine):
-    items = normal(count, dim)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_items_are_prepared_as_by_the_reference(count, dim, cosine, dtype):
+    items = normal(count, dim, dtype=dtype)
     items[7::11], items[8::13, -1:] = 0, math.inf
     norms, largest, codes, bounds = torch.ops.metarec.cosine_topk_prepare(items, cosine, True)
     wanted = reference.cosine_topk_prepare(items, cosine, True)
@@ -59,6 +63,20 @@ def test_prepared_items_give_the_very_same_results():
         plain, prepared = cosine_topk(queries, items, 13), cosine_topk(queries, prepare_items(items), 13)
         assert torch.equal(plain[0], prepared[0])
         assert torch.equal(plain[1], prepared[1])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_bfloat16_gives_what_its_values_give_in_float32(batch, prepared, similarity):
+    queries, items = (normal(rows, 37, dtype=torch.bfloat16, seed=rows) for rows in (batch, 5000))
+    items[11, 3], items[12, 36], items[13] = math.nan, math.inf, 0
+    table = prepare_items(items, similarity=similarity) if prepared else items
+    scores, rows = cosine_topk(queries, table, 30, similarity=similarity)
+    wanted = cosine_topk(queries.float(), items.float(), 30, similarity=similarity)
+    assert torch.equal(scores, wanted[0]) and torch.equal(rows, wanted[1])
+    if prepared:
+        assert table.items.dtype == torch.bfloat16 and table.items.data_ptr() == items.data_ptr()
 
 
 def test_a_query_gets_the_same_alone_and_in_a_batch():
@@ -171,10 +189,10 @@ def test_bit_equal_for_any_number_of_threads(batch, prepared, threads):
         assert torch.equal(scores, runs[0][0]) and torch.equal(rows, runs[0][1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_opcheck(dtype):
     queries, items = normal(3, 5, dtype=dtype), normal(20, 5, dtype=dtype, seed=1)
-    compact = dtype == torch.float32
+    compact = dtype != torch.float64
     torch.library.opcheck(torch.ops.metarec.cosine_topk_prepare.default, (items, True, compact))
     table = prepare_items(items)
     excluded = ragged([[1], [], [2, 3]])
@@ -216,7 +234,7 @@ def test_results_carry_no_gradient():
         ({"queries": torch.zeros(2, 3)}, "queries have 3 dimensions, items have 4"),
         ({"queries": torch.zeros(2, 4, dtype=torch.float64)}, "items must be torch.float64"),
         ({"queries": torch.zeros(4)}, "queries must have two dimensions"),
-        ({"items": torch.zeros(9, 4, dtype=torch.int64)}, "items must be float32 or float64"),
+        ({"items": torch.zeros(9, 4, dtype=torch.int64)}, "items must be float32, float64 or bfloat16"),
         ({"items": prepare_items(torch.ones(9, 4), similarity="dot")}, "prepared for 'dot', not 'cosine'"),
         ({"similarity": "euclidean"}, "similarity must be 'cosine' or 'dot', got 'euclidean'"),
         ({"excluded": (torch.tensor([0, 1]), torch.tensor([1]))}, r"excluded offsets must have shape \[3\]"),

@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "../tensor.h"
 
@@ -20,14 +21,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prepare(Tensor items, bool cosine, bo
   const Tensor largest_norm = new_empty(items, {1}, ScalarType::Double);
   const Tensor codes = new_empty(items, {groups, (dim + 1) / 2, kCodeGroup, 2}, ScalarType::Char);
   const Tensor bounds = new_empty(items, {groups, 2, kCodeGroup}, ScalarType::Float);
-  with_real(items, [&]<class Real>(Real) {
+  with_stored(items, [&]<class Stored>(Stored) {
     mutable_values<double>(largest_norm)[0] =
-        item_norms<Real>(dim, values<Real>(items), mutable_values<double>(norms), torch_threads());
+        item_norms<Stored>(dim, values<Stored>(items), mutable_values<double>(norms), torch_threads());
+    if constexpr (std::is_same_v<Arithmetic<Stored>, float>) {
+      if (!compact) return;
+      encode_items<Stored>(dim, values<Stored>(items), values<double>(norms), similarity_of(cosine),
+                           mutable_values<std::int8_t>(codes), mutable_values<float>(bounds), torch_threads());
+    }
   });
-  if (compact) {
-    encode_items(dim, values<float>(items), values<double>(norms), similarity_of(cosine),
-                 mutable_values<std::int8_t>(codes), mutable_values<float>(bounds), torch_threads());
-  }
   return {norms, largest_norm, codes, bounds};
 }
 
@@ -41,14 +43,15 @@ std::tuple<Tensor, Tensor> topk(Tensor queries, Tensor items, Tensor norms, Tens
     excluded_rows = dense(*excluded_rows);
     excluded = {values<std::int64_t>(*excluded_offsets), values<std::int64_t>(*excluded_rows)};
   }
-  const Tensor scores = new_empty(queries, {queries.size(0), k});
+  const Tensor scores = new_empty(queries, {queries.size(0), k}, arithmetic_type(queries));
   const Tensor rows = new_empty(queries, {queries.size(0), k}, ScalarType::Long);
-  with_real(queries, [&]<class Real>(Real) {
-    const ItemTable<Real> table{items.size(1), values<Real>(items), values<double>(norms),
-                                values<double>(largest_norm)[0], values<std::int8_t>(codes),
-                                values<float>(code_bounds)};
-    cosine_topk<Real>(values<Real>(queries), table, k, excluded, similarity_of(cosine), mutable_values<Real>(scores),
-                      mutable_values<std::int64_t>(rows), torch_threads());
+  with_stored(queries, [&]<class Stored>(Stored) {
+    const ItemTable<Stored> table{items.size(1), values<Stored>(items), values<double>(norms),
+                                  values<double>(largest_norm)[0], values<std::int8_t>(codes),
+                                  values<float>(code_bounds)};
+    cosine_topk<Stored>(values<Stored>(queries), table, k, excluded, similarity_of(cosine),
+                        mutable_values<Arithmetic<Stored>>(scores), mutable_values<std::int64_t>(rows),
+                        torch_threads());
   });
   return {scores, rows};
 }

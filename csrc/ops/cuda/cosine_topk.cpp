@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "metarec/cosine_topk.h"
 #include "torch.h"
@@ -22,14 +23,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prepare(Tensor items, bool cosine, bo
   const Tensor largest_norm = new_zeros(items, {1}, ScalarType::Double);
   const Tensor codes = new_empty(items, {groups, (dim + 1) / 2, kCodeGroup, 2}, ScalarType::Char);
   const Tensor bounds = new_empty(items, {groups, 2, kCodeGroup}, ScalarType::Float);
-  with_real(items, [&]<class Real>(Real) {
-    cuda::vector_norms<cuda::Stream>(stream, data<Real>(items), count, dim, mutable_data<double>(norms),
+  with_stored(items, [&]<class Stored>(Stored) {
+    cuda::vector_norms<cuda::Stream>(stream, data<Stored>(items), count, dim, mutable_data<double>(norms),
                                      mutable_data<double>(largest_norm));
+    if constexpr (std::is_same_v<Arithmetic<Stored>, float>) {
+      if (!compact) return;
+      cuda::encode_items<cuda::Stream>(stream, data<Stored>(items), count, dim, data<double>(norms), cosine,
+                                       mutable_data<std::int8_t>(codes), mutable_data<float>(bounds));
+    }
   });
-  if (compact) {
-    cuda::encode_items<cuda::Stream>(stream, data<float>(items), count, dim, data<double>(norms), cosine,
-                                     mutable_data<std::int8_t>(codes), mutable_data<float>(bounds));
-  }
   return {norms, largest_norm, codes, bounds};
 }
 
@@ -47,27 +49,28 @@ std::tuple<Tensor, Tensor> topk(Tensor queries, Tensor items, Tensor norms, Tens
     excluded = {data<std::int64_t>(*excluded_offsets), data<std::int64_t>(*excluded_rows), excluded_rows->numel()};
     cuda::check_excluded<cuda::Stream>(stream, excluded, count, items.size(0));
   }
-  const Tensor scores = new_empty(queries, {count, k});
+  const Tensor scores = new_empty(queries, {count, k}, arithmetic_type(queries));
   const Tensor rows = new_empty(queries, {count, k}, ScalarType::Long);
   const Tensor query_norms = new_empty(queries, {count}, ScalarType::Double);
   const std::int64_t at_once = std::min(cuda::TopkLists::queries_at_once(k), count);
   const cuda::TopkLists lists(at_once, items.size(0), k);
   const Tensor sizes = new_empty(queries, {at_once, lists.ranges}, ScalarType::Long);
   const Tensor limits = new_empty(queries, {at_once}, ScalarType::Int);
-  with_real(queries, [&]<class Real>(Real) {
+  with_stored(queries, [&]<class Stored>(Stored) {
+    using Real = Arithmetic<Stored>;
     using Place = cuda::ScoredRow<Real>;
     const Tensor places = new_empty(
         queries, {at_once, lists.ranges, lists.room, static_cast<std::int64_t>(sizeof(Place))}, ScalarType::Byte);
-    cuda::vector_norms<cuda::Stream>(stream, data<Real>(queries), count, dim, mutable_data<double>(query_norms),
+    cuda::vector_norms<cuda::Stream>(stream, data<Stored>(queries), count, dim, mutable_data<double>(query_norms),
                                      nullptr);
     for (std::int64_t first = 0; first < count; first += at_once) {
       const auto from_first = [&](const auto* pointer) { return pointer != nullptr ? pointer + first : nullptr; };
-      const cuda::TopkSearch<Real> search{std::min(at_once, count - first),
+      const cuda::TopkSearch<Stored> search{std::min(at_once, count - first),
                                           items.size(0),
                                           dim,
                                           k,
-                                          data<Real>(queries) + first * dim,
-                                          data<Real>(items),
+                                          data<Stored>(queries) + first * dim,
+                                          data<Stored>(items),
                                           data<double>(query_norms) + first,
                                           data<double>(norms),
                                           cosine,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "metarec/bfloat16.h"
 #include "stream.h"
 
 namespace metarec::cuda {
@@ -45,37 +46,38 @@ struct TopkLists {
   static constexpr std::int64_t most_places = std::int64_t{1} << 24;
 };
 
-template <class Real>
+template <class Stored>
 struct TopkSearch {
   std::int64_t queries, items, dim, k;
-  const Real* query_values;   // [queries, dim]
-  const Real* item_values;    // [items, dim]
-  const double* query_norms;  // [queries]
-  const double* item_norms;   // [items]
+  const Stored* query_values;  // [queries, dim]
+  const Stored* item_values;   // [items, dim]
+  const double* query_norms;   // [queries]
+  const double* item_norms;    // [items]
   bool cosine;
   ExcludedRows excluded;
   TopkLists lists;
-  ScoredRow<Real>* places;  // workspace: [queries, ranges, room]
-  std::int64_t* sizes;      // workspace: [queries, ranges]
-  std::int32_t* limits;     // workspace: [queries]
+  ScoredRow<Arithmetic<Stored>>* places;  // workspace: [queries, ranges, room]
+  std::int64_t* sizes;                    // workspace: [queries, ranges]
+  std::int32_t* limits;                   // workspace: [queries]
 };
 
 // Launch is Stream, or what the tests have in its place.
-template <class Launch, class Real>
-void cosine_topk(const Launch& launch, const TopkSearch<Real>& search, Real* scores, std::int64_t* rows);
+template <class Launch, class Stored>
+void cosine_topk(const Launch& launch, const TopkSearch<Stored>& search, Arithmetic<Stored>* scores,
+                 std::int64_t* rows);
 
 // Stops the device where an offset or a row does not fit.
 template <class Launch>
 void check_excluded(const Launch& launch, const ExcludedRows& excluded, std::int64_t queries, std::int64_t items);
 
 // Norms in double precision and, where it is asked for, the largest of them and of what stands in `largest`.
-template <class Launch, class Real>
-void vector_norms(const Launch& launch, const Real* values, std::int64_t count, std::int64_t dim, double* norms,
+template <class Launch, class Stored>
+void vector_norms(const Launch& launch, const Stored* values, std::int64_t count, std::int64_t dim, double* norms,
                   double* largest);
 
 // The 8-bit codes of the host's search, so that a prepared table can move there. See metarec/cosine_topk.h.
-template <class Launch>
-void encode_items(const Launch& launch, const float* values, std::int64_t count, std::int64_t dim, const double* norms,
-                  bool cosine, std::int8_t* codes, float* bounds);
+template <class Launch, class Stored>
+void encode_items(const Launch& launch, const Stored* values, std::int64_t count, std::int64_t dim,
+                  const double* norms, bool cosine, std::int8_t* codes, float* bounds);
 
 }  // namespace metarec::cuda

@@ -1,7 +1,7 @@
 // The exact k best items of each query.
 //
 // A block takes a tile of queries and a range of items, and goes through the range tile by tile. Products of a tile are
-// summed in registers in the precision of the table, and never reach memory: the score that such a product says, plus a
+// summed in registers in the precision of the table (of bfloat16 in float32), and never reach memory: the score that such a product says, plus a
 // bound on its error, is held against the worst of the query's k best so far, and what may enter goes to the end of the
 // query's list. When a list could not take another tile, a warp scores the newcomers in double precision, sorts the list
 // and keeps the best. So the answers are exact whatever the tiles are, and equal scores come by row. A last pass ranks
@@ -81,19 +81,19 @@ __device__ __forceinline__ Real largest_of(const LaneGroup& warp, Real value) {
 
 // Keeps the k best of a list of `size` items, of which the first `chosen` have their scores, and gives how many they are.
 // For one warp. Newcomers that are excluded, minus infinity or no number go to the end.
-template <class Real>
-__device__ std::int64_t choose(const TopkSearch<Real>& search, std::int64_t query, ScoredRow<Real>* list,
+template <class Stored, class Real>
+__device__ std::int64_t choose(const TopkSearch<Stored>& search, std::int64_t query, ScoredRow<Real>* list,
                                std::int64_t chosen, std::int64_t size) {
   const LaneGroup warp(kWarp);
   const int lane = warp.lane;
-  const Real* const left = search.query_values + query * search.dim;
+  const Stored* const left = search.query_values + query * search.dim;
   std::int64_t kept = chosen;
   for (std::int64_t i = chosen; i < size; ++i) {
     const std::int64_t row = list[i].row;
-    const Real* const right = search.item_values + row * search.dim;
+    const Stored* const right = search.item_values + row * search.dim;
     double product = 0;
     for (std::int64_t d = lane; d < search.dim; d += kWarp) {
-      product += static_cast<double>(left[d]) * static_cast<double>(right[d]);
+      product += static_cast<double>(load(left[d])) * static_cast<double>(load(right[d]));
     }
     product = warp.sum(product);
     bool lost = false;
@@ -146,23 +146,24 @@ struct alignas(64) TopkTile {
 };
 
 // Loads kDepth dimensions from `depth` on of `kRows` vectors from `first` on, turned; what is missing is zero.
-template <int kRows, int kWidth, class Real>
-__device__ void load_turned(const Real* values, std::int64_t count, std::int64_t dim, std::int64_t first,
-                            std::int64_t depth, Real (*turned)[kRows + kPad]) {
+template <int kRows, int kWidth, class Stored>
+__device__ void load_turned(const Stored* values, std::int64_t count, std::int64_t dim, std::int64_t first,
+                            std::int64_t depth, Arithmetic<Stored> (*turned)[kRows + kPad]) {
   constexpr int packs = kDepth / kWidth;
   for (int i = static_cast<int>(threadIdx.x); i < kRows * packs; i += kTopkThreads) {
     const int row = i / packs, column = i % packs * kWidth;
-    Pack<Real, kWidth> pack{};
+    Pack<Stored, kWidth> pack{};
     if (first + row < count && depth + column < dim) {
-      pack = *reinterpret_cast<const Pack<Real, kWidth>*>(values + (first + row) * dim + depth + column);
+      pack = *reinterpret_cast<const Pack<Stored, kWidth>*>(values + (first + row) * dim + depth + column);
     }
-    for (int w = 0; w < kWidth; ++w) turned[column + w][row] = pack.values[w];
+    for (int w = 0; w < kWidth; ++w) turned[column + w][row] = load(pack.values[w]);
   }
 }
 
 // Blocks: tiles of queries times ranges of items. A thread makes kQueryStep x kItemStep products of a tile.
-template <class Real, int kQueries, int kItems, int kQueryStep, int kItemStep, int kWidth>
-__global__ void __launch_bounds__(kTopkThreads, 2) search_items(TopkSearch<Real> search) {
+template <class Stored, int kQueries, int kItems, int kQueryStep, int kItemStep, int kWidth>
+__global__ void __launch_bounds__(kTopkThreads, 2) search_items(TopkSearch<Stored> search) {
+  using Real = Arithmetic<Stored>;
   static_assert(kQueries / kQueryStep * (kItems / kItemStep) == kTopkThreads);
   using Tile = TopkTile<Real, kQueries, kItems>;
   METAREC_SHARED(tile, Tile);
@@ -249,9 +250,10 @@ __global__ void __launch_bounds__(kTopkThreads, 2) search_items(TopkSearch<Real>
 }
 
 // Writes each item of the lists to its place, a thread per place of a list.
-template <class Real>
+template <class Stored>
 __global__ void __launch_bounds__(kTopkThreads)
-    rank_lists(TopkSearch<Real> search, Real* scores, std::int64_t* rows) {
+    rank_lists(TopkSearch<Stored> search, Arithmetic<Stored>* scores, std::int64_t* rows) {
+  using Real = Arithmetic<Stored>;
   const std::int64_t thread = std::int64_t{blockIdx.x} * kTopkThreads + threadIdx.x;
   const std::int64_t ranges = search.lists.ranges, room = search.lists.room;
   const std::int64_t query = thread / (ranges * search.k), range = thread / search.k % ranges;
@@ -305,15 +307,15 @@ __global__ void __launch_bounds__(kTopkThreads)
 }
 
 // A warp per vector. What is largest is found by the bits, which order as numbers of at least 0 do.
-template <class Real>
+template <class Stored>
 __global__ void __launch_bounds__(kTopkThreads)
-    norm_of_each(const Real* values, std::int64_t count, std::int64_t dim, double* norms, unsigned long long* largest) {
+    norm_of_each(const Stored* values, std::int64_t count, std::int64_t dim, double* norms, unsigned long long* largest) {
   const LaneGroup warp(kWarp);
   const std::int64_t row = std::int64_t{blockIdx.x} * kTopkWarps + threadIdx.x / kWarp;
   if (row >= count) return;
   double squares = 0;
   for (std::int64_t d = warp.lane; d < dim; d += kWarp) {
-    const auto value = static_cast<double>(values[row * dim + d]);
+    const auto value = static_cast<double>(load(values[row * dim + d]));
     squares += value * value;
   }
   const double norm = sqrt(warp.sum(squares));
@@ -323,16 +325,16 @@ __global__ void __launch_bounds__(kTopkThreads)
 }
 
 // A warp per item, and per place of the last group where none is.
-template <class Real>
+template <class Stored>
 __global__ void __launch_bounds__(kTopkThreads, 4)
-    encode_each_item(const Real* values, std::int64_t count, std::int64_t dim, const double* norms, bool cosine,
+    encode_each_item(const Stored* values, std::int64_t count, std::int64_t dim, const double* norms, bool cosine,
                  std::int8_t* codes, float* bounds) {
   const LaneGroup warp(kWarp);
   const std::int64_t row = std::int64_t{blockIdx.x} * kTopkWarps + threadIdx.x / kWarp, group = row / kCodeGroup, pairs = (dim + 1) / 2;
   const int member = static_cast<int>(row % kCodeGroup);
   if (group >= (count + kCodeGroup - 1) / kCodeGroup) return;
   const auto value = [&](std::int64_t d) {
-    return row < count && d < dim ? static_cast<double>(values[row * dim + d]) : 0.0;
+    return row < count && d < dim ? static_cast<double>(load(values[row * dim + d])) : 0.0;
   };
   double largest = 0;
   bool finite = true;
@@ -363,26 +365,27 @@ __global__ void __launch_bounds__(kTopkThreads) begin_search(Limit* limits, std:
   if (query < queries) limits[query] = ordered(-INFINITY);
 }
 
-template <class Launch, class Real>
-void cosine_topk(const Launch& launch, const TopkSearch<Real>& search, Real* scores, std::int64_t* rows) {
+template <class Launch, class Stored>
+void cosine_topk(const Launch& launch, const TopkSearch<Stored>& search, Arithmetic<Stored>* scores,
+                 std::int64_t* rows) {
   if (search.queries == 0 || search.k == 0) return;
   const auto threads = [](std::int64_t count) { return Grid{ceil_div(count, kTopkThreads), kTopkThreads}; };
   launch(threads(search.queries), begin_search<std::int32_t>, search.limits, search.queries);
   const auto with_width = [&]<int kWidth>(std::integral_constant<int, kWidth>) {
     if (search.queries <= kFewQueries) {
-      launch(Grid{1, kTopkThreads, search.lists.ranges}, search_items<Real, kFewQueries, kFewItems, 8, 1, kWidth>,
+      launch(Grid{1, kTopkThreads, search.lists.ranges}, search_items<Stored, kFewQueries, kFewItems, 8, 1, kWidth>,
              search);
     } else {
       launch(Grid{ceil_div(search.queries, kManyQueries), kTopkThreads, search.lists.ranges},
-             search_items<Real, kManyQueries, kManyItems, 4, 4, kWidth>, search);
+             search_items<Stored, kManyQueries, kManyItems, 4, 4, kWidth>, search);
     }
   };
   if (has_wide_rows(search.query_values, search.dim) && has_wide_rows(search.item_values, search.dim)) {
-    with_width(std::integral_constant<int, kWidest<Real>>{});
+    with_width(std::integral_constant<int, kWidest<Stored>>{});
   } else {
     with_width(std::integral_constant<int, 1>{});
   }
-  launch(threads(search.queries * search.lists.ranges * search.k), rank_lists<Real>, search, scores, rows);
+  launch(threads(search.queries * search.lists.ranges * search.k), rank_lists<Stored>, search, scores, rows);
 }
 
 template <class Launch>
@@ -391,20 +394,20 @@ void check_excluded(const Launch& launch, const ExcludedRows& excluded, std::int
          check_each_excluded<std::int64_t>, excluded.offsets, excluded.rows, excluded.count, queries, items);
 }
 
-template <class Launch, class Real>
-void vector_norms(const Launch& launch, const Real* values, std::int64_t count, std::int64_t dim, double* norms,
+template <class Launch, class Stored>
+void vector_norms(const Launch& launch, const Stored* values, std::int64_t count, std::int64_t dim, double* norms,
                   double* largest) {
   if (count == 0) return;
-  launch(Grid{ceil_div(count, kTopkWarps), kTopkThreads}, norm_of_each<Real>, values, count, dim, norms,
+  launch(Grid{ceil_div(count, kTopkWarps), kTopkThreads}, norm_of_each<Stored>, values, count, dim, norms,
          reinterpret_cast<unsigned long long*>(largest));
 }
 
-template <class Launch>
-void encode_items(const Launch& launch, const float* values, std::int64_t count, std::int64_t dim, const double* norms,
-                  bool cosine, std::int8_t* codes, float* bounds) {
+template <class Launch, class Stored>
+void encode_items(const Launch& launch, const Stored* values, std::int64_t count, std::int64_t dim,
+                  const double* norms, bool cosine, std::int8_t* codes, float* bounds) {
   if (count == 0) return;
   const std::int64_t places = ceil_div(count, kCodeGroup) * kCodeGroup;
-  launch(Grid{ceil_div(places, kTopkWarps), kTopkThreads}, encode_each_item<float>, values, count, dim, norms, cosine,
+  launch(Grid{ceil_div(places, kTopkWarps), kTopkThreads}, encode_each_item<Stored>, values, count, dim, norms, cosine,
          codes, bounds);
 }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarec.ops.reference.cosine_scores import NORM_EPSILON
+from metarec.ops.reference.cosine_scores import NORM_EPSILON, arithmetic_type
 from metarec.ops.reference.indices import check_offsets
 
 CODE_GROUP = 16
@@ -62,14 +62,15 @@ def cosine_topk(
         if outside.any():
             row = int(excluded_rows[outside][0])
             raise ValueError(f"cosine_topk: excluded rows must be from 0 to {items.size(0) - 1}, got {row}")
-    scores = queries.new_empty(queries.size(0), k)
+    dtype = arithmetic_type(queries.dtype)
+    scores = queries.new_empty(queries.size(0), k, dtype=dtype)
     rows = torch.empty(queries.size(0), k, dtype=torch.int64, device=queries.device)
     step = max(1, _TILE_SCORES // max(1, items.size(0)))
     for begin in range(0, queries.size(0), step):
         tile = left[begin : begin + step] @ table.mT
         if cosine:
             tile = tile / (query_lengths[begin : begin + step] * lengths)
-        tile = tile.to(queries.dtype)
+        tile = tile.to(dtype)
         tile = torch.where(tile.isnan(), -math.inf, tile)
         if excluded_offsets is not None and excluded_rows is not None:
             bounds = excluded_offsets[begin : begin + tile.size(0) + 1]

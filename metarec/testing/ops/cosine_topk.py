@@ -18,7 +18,7 @@ Similarity = Literal["cosine", "dot"]
 SIMILARITIES: tuple[Similarity, Similarity] = ("cosine", "dot")
 
 # Scores are summed in double precision and rounded once; the reference's are exact but for that.
-TOLERANCE = {torch.float32: 1.2e-7, torch.float64: 1e-13}
+TOLERANCE = {torch.float32: 1.2e-7, torch.float64: 1e-13, torch.bfloat16: 1.2e-7}
 
 SHAPES = [
     (0, 5, 3, 2),
@@ -38,11 +38,11 @@ SHAPES = [
 def samples() -> Iterator[Sample]:
     """Queries and items of all sizes, and whole numbers, many of whose scores are equal."""
     for shape, dtype, similarity, prepared in product(
-        SHAPES, (torch.float32, torch.float64), SIMILARITIES, (False, True)
+        SHAPES, (torch.float32, torch.float64, torch.bfloat16), SIMILARITIES, (False, True)
     ):
         yield Best(*shape, dtype, similarity, prepared)
-    for batch, prepared in product((1, 5, 40), (False, True)):
-        yield Best(batch, 9000, 6, 60, torch.float32, "dot", prepared, whole=True)
+    for batch, dtype, prepared in product((1, 5, 40), (torch.float32, torch.bfloat16), (False, True)):
+        yield Best(batch, 9000, 6, 60, dtype, "dot", prepared, whole=True)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -54,12 +54,12 @@ def brute_force(
     queries: Tensor, items: Tensor, k: int, excluded: tuple[Tensor, Tensor] | None, similarity: Similarity
 ) -> tuple[Tensor, Tensor]:
     """Sort (score, row) of every pair in exact-as-possible NumPy arithmetic."""
-    left, right = queries.numpy().astype(np.longdouble), items.numpy().astype(np.longdouble)
+    left, right = (side.double().numpy().astype(np.longdouble) for side in (queries, items))
     scores: np.ndarray[Any, Any] = left @ right.T
     if similarity == "cosine":
         lengths = [np.maximum(np.sqrt((side**2).sum(1)), 1e-12) for side in (left, right)]
         scores = scores / lengths[0][:, None] / lengths[1][None, :]
-    scores = scores.astype(queries.numpy().dtype)
+    scores = scores.astype(np.float64 if queries.dtype == torch.float64 else np.float32)
     if excluded is not None:
         for query in range(len(scores)):
             scores[query, excluded[1][excluded[0][query] : excluded[0][query + 1]].numpy()] = -np.inf

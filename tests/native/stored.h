@@ -1,0 +1,25 @@
+// The types that tables are stored in, as numbers of the test.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "metarec/bfloat16.h"
+
+template <class Stored>
+Stored stored(double value) {
+  if constexpr (sizeof(Stored) == sizeof(metarec::BFloat16)) {
+    return {static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(value)) >> 16)};
+  } else {
+    return static_cast<Stored>(value);
+  }
+}
+
+template <class Stored>
+double number(Stored value) {
+  if constexpr (sizeof(Stored) == sizeof(metarec::BFloat16)) {
+    return std::bit_cast<float>(std::uint32_t{value.bits} << 16);
+  } else {
+    return value;
+  }
+}
