@@ -19,6 +19,7 @@ from _pytest.mark import ParameterSet
 
 from metarec.config import RunConfig, read_toml
 from metarec.pluginmanager import create_plugin_manager, plugin_manager
+from metarec.tasks import SCENARIOS
 
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -151,6 +152,33 @@ def test_the_table_of_ops_is_what_was_measured():
             for row in measured
             if row["op"] == op
         ), line
+
+
+def test_the_table_of_the_catalogue_is_what_was_measured():
+    """In the order of the table's columns: MetaHIN's split, then MeLU's protocol; new user, new item, both."""
+    measured = json.loads((ROOT / "benchmarks/results/quality.json").read_text())["catalogue"]
+    gains = {
+        (one["protocol"], one["algorithm"], row["scenario"]): row
+        for one in measured
+        for row in one["rows"]
+        if row["metric"] == "rmse"
+    }
+    text = (ROOT / "README.md").read_text()
+    table = text.split("`python -m benchmarks.quality --only metahin,melu`")[1].split("\n\n")[1]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    columns = [(protocol, name) for protocol in ("metahin", "melu") for name in SCENARIOS[1:]]
+    assert {name for protocol, name, _ in gains if protocol in ("metahin", "melu")} == {
+        line[0].strip("`") for line in lines
+    }
+    for algorithm, *shown in lines:
+        for (protocol, scenario), cell in zip(columns, shown, strict=True):
+            row = gains.get((protocol, algorithm.strip("`"), scenario))
+            assert cell == ("–" if row is None else gain_shown(row)), (algorithm, protocol, scenario)
+
+
+def gain_shown(row: dict[str, float]) -> str:
+    number = f"{row['gain']:.3f}".replace("0.", ".").replace("-", "−")
+    return f"**{number}**" if row["gain_low"] > 0 else f"{number} ▼" if row["gain_high"] < 0 else number
 
 
 def rounds_to(shown: str, value: float) -> bool:
