@@ -216,10 +216,9 @@ class ScalesTheStartAlone(MWUF):
 
 
 class LosesTheRidge(MatrixFactorisation):
-    def _folded_in(self, side, features, residual, noise, offsets):
-        bare = copy(self)
-        bare.descent = replace(self.descent, l2=0.0)
-        return MatrixFactorisation._folded_in(bare, side, features, residual, noise, offsets)
+    def _folded_in(self, side, observations, offsets):
+        bare = observations._replace(ridge=torch.zeros_like(observations.ridge))
+        return super()._folded_in(side, bare, offsets)
 
 
 class ForgetsWhatWasNotChosen(IALS):
