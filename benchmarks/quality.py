@@ -318,25 +318,26 @@ def show_movielens(result: dict[str, Any], console: Console) -> None:
 
 
 def show_catalogue(entries: Sequence[dict[str, Any]], protocol: str, console: Console) -> None:
-    """Print the errors by algorithm, and what was meant to be reached."""
+    """Print a line per algorithm, scenario and support size, and what was meant to be reached."""
     entries = [one for one in entries if one["protocol"] == protocol]
-    console.print(
-        f"[bold]{entries[0]['dataset']}, {protocol}[/]: gain over the best floor, with its interval"
-    )
+    metrics = list(dict.fromkeys(row["metric"] for one in entries for row in one["rows"]))
+    console.print(f"[bold]{entries[0]['dataset']}, {protocol}[/]: value, and gain over the best floor")
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for heading in ("algorithm", "fit, s", "scenario", "support", "metric", "value", "gain over best floor"):
-        right = heading in ("fit, s", "support", "value")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    for heading in ("algorithm", "fit, s", "scenario", "support", *metrics):
+        table.add_column(
+            heading, justify="right" if heading in ("fit, s", "support") else "left", no_wrap=True
+        )
     for one in entries:
+        cells: dict[tuple[str, int | None], dict[str, Row]] = {}
         for row in one["rows"]:
+            cells.setdefault((row["scenario"], row["support"]), {})[row["metric"]] = row
+        for (scenario, support), found in cells.items():
             table.add_row(
                 one["algorithm"],
                 f"{one['fit_seconds']:.0f}",
-                row["scenario"],
-                support_name(row["support"]),
-                row["metric"],
-                f"{row['value']:.4f}",
-                f"{_gain(row)}  {row['best_floor'] or ''}",
+                scenario,
+                support_name(support),
+                *(_value(found.get(metric)) for metric in metrics),
             )
     console.print(table)
     _show_targets([asdict(target) for target in catalogue_targets(entries, protocol)], console)
@@ -372,6 +373,16 @@ def _gain(row: Row) -> str:
     if row["gain"] is None or row["gain_low"] is None or row["gain_high"] is None:
         return ""
     return f"{row['gain']:+.3f} ({row['gain_low']:+.3f}…{row['gain_high']:+.3f})"
+
+
+def _value(row: Row | None) -> Text:
+    """A value and its gain: green where that is significant, red where it is a loss that is."""
+    if row is None:
+        return Text("–")
+    if row["gain"] is None or row["gain_low"] is None or row["gain_high"] is None:
+        return Text(f"{row['value']:.3f}")
+    style = "green" if row["gain_low"] > 0 else "red" if row["gain_high"] < 0 else ""
+    return Text.assemble(f"{row['value']:.3f} ", (f"{row['gain']:+.3f}", style))
 
 
 def _show_targets(targets: Sequence[dict[str, Any]], console: Console) -> None:

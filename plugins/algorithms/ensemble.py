@@ -82,7 +82,7 @@ class Ensemble(Algorithm):
 
     Parameters
     ----------
-    algorithms : list of str, default "bayesian", "alpaca" and "maml"
+    algorithms : list of str, default "bayesian", "alpaca" and "meta-content"
         Names of two or more algorithms that answer in all scenarios; they have their default options.
 
     References
@@ -96,7 +96,7 @@ class Ensemble(Algorithm):
     def __init__(
         self,
         *,
-        algorithms: Annotated[tuple[str, ...], Field(min_length=2)] = ("bayesian", "alpaca", "maml"),
+        algorithms: Annotated[tuple[str, ...], Field(min_length=2)] = ("bayesian", "alpaca", "meta-content"),
     ) -> None:
         self.algorithms = algorithms
 

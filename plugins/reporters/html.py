@@ -39,7 +39,8 @@ class HTMLReporter(Reporter):
     """Writes ``report.html``: one page that needs no other file and no network.
 
     It says first whether what was learned beats the floors, then what to use in which scenario, then shows the curves
-    over support sizes, the calibration, all figures, timings, versions and the configuration.
+    over support sizes, the calibration, all figures, timings, what samplers say of their draws, versions and the
+    configuration.
     """
 
     name = "html"
@@ -61,6 +62,7 @@ class HTMLReporter(Reporter):
                 for name in scenarios_of(rows)
             ),
             _timings(report.timings),
+            _diagnostics(report.timings),
             _reading(report.rows),
             _origin(report),
         ]
@@ -265,6 +267,30 @@ def _timings(timings: Mapping[str, Any]) -> str:
         "rank the catalogue, µs per task",
     )
     return _section("Timings", _table(head, body)) if body else ""
+
+
+def _diagnostics(timings: Mapping[str, Any]) -> str:
+    """What algorithms say of their own work in each cell: means over the seeds."""
+    found: dict[tuple[str, str, str], list[Mapping[str, float]]] = {}
+    for name, seeds in timings.items():
+        for cell in (cell for its in seeds for cell in its["cells"] if "diagnostics" in cell):
+            key = (name, cell["scenario"], support_name(cell["support"]))
+            found.setdefault(key, []).append(cell["diagnostics"])
+    figures = list(dict.fromkeys(figure for seeds in found.values() for one in seeds for figure in one))
+    body = []
+    for key, seeds in found.items():
+        means = [_mean_figure([one[figure] for one in seeds if figure in one]) for figure in figures]
+        body.append((*map(escape, key), *means))
+    head = ("algorithm", "scenario", "ratings in the support", *(name.replace("_", " ") for name in figures))
+    about = (
+        "<p>What algorithms say of their own work, means over the tasks. "
+        "Untrusted: the share of tasks whose draws are not to be trusted.</p>"
+    )
+    return _section("Diagnostics", about + _table(head, body)) if body else ""
+
+
+def _mean_figure(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.3g}" if values else "–"
 
 
 def _reading(rows: Sequence[Row]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -122,6 +123,38 @@ def test_values_carry_their_interval_and_what_was_found(make_row) -> None:
     page = Page(render(report_of(rows_of(make_row))))
     assert "0.123 ▲" in page.of("span")
     assert "0.900 … 1.100" in page.of("small")
+
+
+def test_diagnostics_are_means_over_seeds_by_cell(make_row) -> None:
+    report = report_of([make_row()])
+    assert "Diagnostics" not in render(report)
+    cell = {
+        "scenario": "new-user",
+        "support": 5,
+        "tasks": 3,
+        "adapt_us": 1.0,
+        "predict_us": 1.0,
+        "rank_us": 1.0,
+    }
+    seeds = [{"untrusted": 0.25, "r_hat": 1.5}, {"untrusted": 0.75, "r_hat": 1.25}]
+    timings = {
+        "chain": [
+            {"seed": seed, "fit_seconds": 1.0, "cells": [{**cell, "diagnostics": found}]}
+            for seed, found in enumerate(seeds)
+        ],
+        "weighted": [
+            {
+                "seed": 0,
+                "fit_seconds": 1.0,
+                "cells": [{**cell, "support": None, "diagnostics": {"untrusted": 0}}],
+            }
+        ],
+    }
+    page = render(replace(report, timings=timings))
+    table = page.split("<h2>Diagnostics</h2>")[1].split("</section>")[0]
+    assert "<th scope=col>r hat</th>" in table
+    assert "<th scope=row>chain</th><td>new-user</td><td>5</td><td>0.5</td><td>1.38</td>" in table
+    assert "<th scope=row>weighted</th><td>new-user</td><td>all</td><td>0</td><td>–</td>" in table
 
 
 def test_it_needs_no_other_file_and_no_network(make_row) -> None:
