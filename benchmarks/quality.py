@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.files import write_json
 from metarec.config import RunConfig
 from metarec.evaluation import Row, deciding, mean_over_seeds, support_name, tallies
 from metarec.experiment import DEFAULT_ALGORITHM
@@ -104,7 +105,7 @@ def main(
 
 def _write(results: dict[str, Any], json_file: Path | None) -> None:
     if json_file is not None:
-        json_file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(json_file, results)
 
 
 def _identity(entry: dict[str, Any]) -> tuple[str, str]:

@@ -216,9 +216,8 @@ def gaussian_posterior(
     triangle = rank * (rank + 1) // 2  # what is read of a symmetric matrix, or of a factor
     means, priors = tasks if own_mean else 1, tasks if own_precision else 1
     values = observations * (rank + 2) + means * rank + priors * triangle + tasks * (rank + rank * rank + 1)
-    per_observation = (
-        rank + 2 * triangle + 2 * rank + 2 * rank
-    )  # scaled, its product, its target's, its residual
+    # An observation is scaled, and enters its product, its target's and its residual.
+    per_observation = rank + 2 * triangle + 2 * rank + 2 * rank
     per_task = rank**3 / 3 + 2 * rank**2 + 2 * triangle  # factor, substitutions, the prior's misfit
     shared = priors * rank**3 / 3 + max(means, priors) * 2 * rank**2  # its determinant, precision times mean
     return Work(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.files import write_json
 from benchmarks.gpu.checks import Outcome
-from metarec import atomic
 
 Row = dict[str, Any]
 
@@ -33,11 +32,7 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write them whole, in place of what is there."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(path) as written:
-            written.write_text(
-                json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+        write_json(path, asdict(self))
 
 
 def check_rows(op: str, outcomes: Iterable[Outcome]) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from benchmarks.comparison import OPS, Row, cases, number, time_case
+from benchmarks.files import write_json
 
 
 def main(
@@ -33,7 +33,7 @@ def main(
             show(compared, console)
             rows += compared
     if json_file is not None:
-        json_file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(json_file, rows)
 
 
 def show(rows: list[Row], console: Console) -> None:

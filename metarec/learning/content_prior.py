@@ -152,7 +152,7 @@ class _Regression:
             ridge = self._ridge(variable.detach())
             fitted = self._solve(right, ridge, inside, fitted, _COARSE)
             mean = self.design @ fitted
-            drawn = _apply(self.gram, mean)
+            drawn = batched_mv(self.gram, mean)
             loss = float((outside * (mean * (drawn / 2 - self.target)).sum(1)).sum())
             if loss < least:
                 least, best = loss, variable.detach().clone()
@@ -186,7 +186,7 @@ class _Regression:
         for _ in range(_FOLDS):
             inverse = spd_inverse(covariance)
             posterior = spd_inverse(self.precision + inverse)
-            away = _apply(posterior, means @ inverse + self.shift) - means
+            away = batched_mv(posterior, means @ inverse + self.shift) - means
             spread = (self.weight[:, None, None] * posterior).sum(0)
             covariance = spread + away.mT @ (self.weight[:, None] * away)
         return covariance
@@ -209,7 +209,7 @@ class _Regression:
         """Conjugate gradients with Jacobi's preconditioner."""
 
         def times(coefficients: Tensor) -> Tensor:
-            drawn = _apply(self.gram, self.design @ coefficients)
+            drawn = batched_mv(self.gram, self.design @ coefficients)
             return self._against(weight, drawn) + ridge * coefficients
 
         diagonal = self.squared @ (weight[:, None] * self.gram.diagonal(dim1=1, dim2=2)) + ridge
@@ -241,5 +241,6 @@ def spd_inverse(matrices: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(matrices))
 
 
-def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
+def batched_mv(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """The product of each matrix [N, d, d] with its vector [N, d]."""
     return torch.bmm(matrices, vectors[..., None])[..., 0]

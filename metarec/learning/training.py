@@ -190,9 +190,8 @@ class Trainer:
             penalty = self.training.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
             penalty.backward()
         norm = nn.utils.clip_grad_norm_(self.weights, self.training.clip)
-        if not (
-            loss.isfinite() & norm.isfinite()
-        ):  # the only time in a step that the device is waited for here
+        # The only time in a step that the device is waited for here.
+        if not (loss.isfinite() & norm.isfinite()):
             raise _Diverged(f"step {schedule.steps} (epoch {epoch})")
         self.optimizer.step()
         schedule.after_step()

@@ -22,7 +22,7 @@ from metarec.learning import (
     Run,
     fit_content_prior,
 )
-from metarec.learning.content_prior import spd_inverse
+from metarec.learning.content_prior import batched_mv, spd_inverse
 from metarec.ops import GaussianPosterior, gaussian_posterior
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 from metarec.testing.oracles.check import Check, distance, fitted, tasks_of
@@ -285,7 +285,7 @@ class Bayesian(Algorithm):
             contribution = (pull[pair] * self.ratings.push(support)[entries]).sum(1)
             link = self.ratings.link[support.side]
             _, precision = link.given(prior, choice)
-            asked = _times(precision[owner], pull) @ link.weight.mT
+            asked = batched_mv(precision[owner], pull) @ link.weight.mT
         pull = _solved_by(choice.cholesky[owner], asked)
         return Explanation(
             baseline=_expected(model.mean, prior[owner], partners, partner),
@@ -447,11 +447,11 @@ class RatingModel(FactorModel):
         """With one more rating per task, or one less where `sign` is −1, which changes what is known of choices."""
         feature, target, weight = self.observations(rating)
         total = posterior.cholesky @ posterior.cholesky.mT
-        shift = _times(total, posterior.mean) + sign * (weight * target)[:, None] * feature
+        shift = batched_mv(total, posterior.mean) + sign * (weight * target)[:, None] * feature
         total = total + sign * weight[:, None, None] * feature[:, :, None] * feature[:, None]
         for choice, how in ((before, -1), (after, 1)):
             mean, precision = self._start(rating, choice)
-            total, shift = total + how * precision, shift + how * _times(precision, mean)
+            total, shift = total + how * precision, shift + how * batched_mv(precision, mean)
         cholesky = torch.linalg.cholesky(total)
         return Posterior(_solved_by(cholesky, shift), cholesky)
 
@@ -686,7 +686,7 @@ class VariationalEM:
         )
         total = posterior.cholesky @ posterior.cholesky.mT
         self.known[side] = Gaussians(posterior.mean, torch.cholesky_inverse(posterior.cholesky))
-        self.natural[side] = (total - inverse, _times(total, posterior.mean) - natural)
+        self.natural[side] = (total - inverse, batched_mv(total, posterior.mean) - natural)
 
     def update_prior(self, side: Side) -> None:
         """Mean and covariance of a side's entities, content left aside."""
@@ -917,11 +917,6 @@ def _gathered(table: Tensor, index: Tensor, offsets: Tensor, weight: Tensor) -> 
 
 def _outer(vectors: Tensor) -> Tensor:
     return (vectors[:, :, None] * vectors[:, None]).flatten(1)
-
-
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    product: Tensor = (matrices @ vectors[..., None])[..., 0]
-    return product
 
 
 def _solved_by(cholesky: Tensor, vectors: Tensor) -> Tensor:

@@ -113,10 +113,9 @@ class MatrixFactorisation(Algorithm):
         self.noise_ = max(found.error, LEAST_VARIANCE)
         self.prior_mean_ = {side: self.known_[side].mean(0) for side in SIDES}
         self.prior_covariance_ = {side: found.user.new_ones(found.user.shape[1]).diag() for side in SIDES}
-        self.met_mean_, self.met_covariance_ = dict(self.prior_mean_), dict(self.prior_covariance_)
-        for side in SIDES:
-            self._fit_prior(train, side)
-        self.noise_of_new_ = {side: self._noise_of_new(side) for side in SIDES}
+        met = {side: self._fit_prior(train, side) for side in SIDES}
+        self.met_mean_ = {side: mean for side, (mean, _) in met.items()}
+        self.noise_of_new_ = {side: self._noise_of_new(side, met[partner_side(side)][1]) for side in SIDES}
         return self
 
     def adapt(self, support: Support) -> FoldedIn:
@@ -230,8 +229,11 @@ class MatrixFactorisation(Algorithm):
         )
         return FoldedIn(posterior.mean, posterior.cholesky, side)
 
-    def _fit_prior(self, train: Dataset, side: Side) -> None:
-        """The mean and covariance under which the known entities' ratings are likeliest, the other side fixed."""
+    def _fit_prior(self, train: Dataset, side: Side) -> tuple[Tensor, Tensor]:
+        """Fit m and Σ, under which the known entities' ratings are likeliest, the other side fixed.
+
+        Give the mean and the covariance of the entity in a training rating drawn at random.
+        """
         known = self.known_[partner_side(side)]
         lists = Ragged.grouped(train.rows(side).long(), len(train.entities(side)))
         partners = known[train.rows(partner_side(side)).long()[lists.partner].to(known.device)]
@@ -242,22 +244,16 @@ class MatrixFactorisation(Algorithm):
         )
         for _ in range(self.iterations):
             found = self._folded_in(side, observations, lists.offsets.to(known.device))
-            mean = found.mean.mean(0)
-            away = found.mean - mean
-            spread = torch.cholesky_inverse(found.cholesky).mean(0) + away.mT @ away / len(away)
-            self.prior_mean_[side], self.prior_covariance_[side] = mean, (spread + spread.mT) / 2
-        share = (lists.counts / lists.partner.numel()).to(known)
-        self.met_mean_[side] = share @ found.mean
-        away = found.mean - self.met_mean_[side]
-        left_open = (share[:, None, None] * torch.cholesky_inverse(found.cholesky)).sum(0)
-        self.met_covariance_[side] = left_open + away.mT @ (share[:, None] * away)
+            alike = torch.full_like(found.mean[:, 0], 1 / len(found.mean))
+            self.prior_mean_[side], self.prior_covariance_[side] = _moments(found, alike)
+        return _moments(found, (lists.counts / lists.partner.numel()).to(known))
 
-    def _noise_of_new(self, side: Side) -> float:
-        """How much the ratings of a new partner vary for a new entity of `side`, beside its own bias and factors."""
+    def _noise_of_new(self, side: Side, met: Tensor) -> float:
+        """How much more ratings of a new partner, of covariance `met`, vary for a new entity of `side`."""
         mean = pattern(self.prior_mean_[side][None])[0]
         moment = torch.outer(mean, mean)
         moment[1:, 1:] += self.prior_covariance_[side][1:, 1:]
-        return float((self.met_covariance_[partner_side(side)] * moment).sum())
+        return float((met * moment).sum())
 
     def _updated(self, found: FoldedIn, rating: Support, sign: int) -> FoldedIn:
         features, residual, precision, ridge = self._observations(rating)
@@ -269,6 +265,15 @@ class MatrixFactorisation(Algorithm):
         ] * features
         cholesky = torch.linalg.cholesky(after)
         return FoldedIn(torch.cholesky_solve(shift.unsqueeze(2), cholesky).squeeze(2), cholesky, found.side)
+
+
+def _moments(entities: FoldedIn, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the bias and factors of an entity that is drawn by `share` (float [T], of sum 1)."""
+    mean = (share[:, None] * entities.mean).sum(0)
+    away = entities.mean - mean
+    left_open = (share[:, None, None] * torch.cholesky_inverse(entities.cholesky)).sum(0)
+    covariance = left_open + away.mT @ (share[:, None] * away)
+    return mean, (covariance + covariance.mT) / 2
 
 
 def _folded_in(adapted: Adapted) -> FoldedIn:

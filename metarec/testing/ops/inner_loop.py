@@ -49,7 +49,7 @@ def samples() -> Iterator[Sample]:
 def of_all_sizes() -> Iterator[Loop]:
     """Tasks and networks of all sizes, each kind of rates."""
     for shape, rates, order, dtype in product(SHAPES, RATES, ORDERS, TYPES):
-        yield Loop(*shape, order, dtype, {"rates": rates})
+        yield Loop(*shape, dtype, {"rates": rates}, order)
 
 
 def of_each_function() -> Iterator[Loop]:
@@ -58,7 +58,7 @@ def of_each_function() -> Iterator[Loop]:
         ([6, 5, 4], [6, 9]), ("relu", "gelu", "tanh"), ("squared", "logistic", "gaussian"), ORDERS, TYPES
     ):
         options = {"activation": activation, "loss": loss, "rates": "per step"}
-        yield Loop([3, 0, 40], [2, 2, 3], widths, order, dtype, options)
+        yield Loop([3, 0, 40], [2, 2, 3], widths, dtype, options, order)
 
 
 def of_each_way() -> Iterator[Loop]:
@@ -67,13 +67,13 @@ def of_each_way() -> Iterator[Loop]:
         ("all", "last"), ("mean", "sum"), (0.0, 0.7), RATES, ORDERS
     ):
         options: dict[str, Any] = {"adapt": adapt, "reduction": reduction, "pull": pull, "rates": rates}
-        yield Loop([3, 1, 30], [2, 1, 3], [6, 5, 4], order, torch.float64, options)
+        yield Loop([3, 1, 30], [2, 1, 3], [6, 5, 4], torch.float64, options, order)
 
 
 def of_any_steps() -> Iterator[Loop]:
     """Numbers of steps, each kind of rates and a plain number."""
     for steps, rates in product((0, 1, 7), [*RATES, "number"]):
-        yield Loop([3, 2], [2, 1], [6, 5, 4], 2, torch.float64, {"steps": steps, "rates": rates})
+        yield Loop([3, 2], [2, 1], [6, 5, 4], torch.float64, {"steps": steps, "rates": rates}, 2)
 
 
 def kept() -> Iterator[Kept]:
@@ -251,6 +251,8 @@ def gradients_of(
 class _OfProblem(Sample):
     """A sample whose arguments are those of a problem."""
 
+    dtype: torch.dtype
+
     @abstractmethod
     def problem(self) -> Problem:
         """Draw it."""
@@ -265,20 +267,29 @@ class _OfProblem(Sample):
         problem.support_offsets, problem.query_offsets, *problem.leaves = arguments
         return problem
 
+    def tolerance(self, name: str) -> float:
+        return TOLERANCE[self.dtype]
+
 
 @dataclass(frozen=True)
-class Loop(_OfProblem):
-    """Predictions and their gradients in all arguments, beside autograd."""
+class _OfSizes(_OfProblem):
+    """A problem of these sizes, with these options."""
 
     counts: list[int]
     queries: list[int]
     widths: list[int]
-    order: Order
     dtype: torch.dtype
     options: dict[str, Any]
 
     def problem(self) -> Problem:
         return Problem(self.counts, self.queries, self.widths, dtype=self.dtype, **self.options)
+
+
+@dataclass(frozen=True)
+class Loop(_OfSizes):
+    """Predictions and their gradients in all arguments, beside autograd."""
+
+    order: Order
 
     def call(self, *arguments: Tensor) -> dict[str, Tensor]:
         problem = self.given(arguments)
@@ -288,9 +299,6 @@ class Loop(_OfProblem):
         problem = self.given(double(arguments))
         return _named(*gradients_of(lambda leaves: by_autograd(problem, leaves, self.order), problem.leaves))
 
-    def tolerance(self, name: str) -> float:
-        return TOLERANCE[self.dtype]
-
 
 def _named(predictions: Tensor, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
     """Name gradients by the place of what they are of: support, targets, weights, query, layers, rates."""
@@ -298,17 +306,8 @@ def _named(predictions: Tensor, gradients: Sequence[Tensor]) -> dict[str, Tensor
 
 
 @dataclass(frozen=True)
-class Kept(_OfProblem):
+class Kept(_OfSizes):
     """Predictions by adapted heads that were kept, beside autograd."""
-
-    counts: list[int]
-    queries: list[int]
-    widths: list[int]
-    dtype: torch.dtype
-    options: dict[str, Any]
-
-    def problem(self) -> Problem:
-        return Problem(self.counts, self.queries, self.widths, dtype=self.dtype, **self.options)
 
     def call(self, *arguments: Tensor) -> dict[str, Tensor]:
         problem = self.given(arguments)
@@ -321,9 +320,6 @@ class Kept(_OfProblem):
     def expected(self, *arguments: Tensor) -> dict[str, Tensor]:
         problem = self.given(double(arguments))
         return {"predictions": by_autograd(problem, problem.leaves, order=1).detach()}
-
-    def tolerance(self, name: str) -> float:
-        return TOLERANCE[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -373,6 +369,3 @@ class Effects(_OfProblem):
             asked = query[query_offsets[task] : query_offsets[task + 1]]
             effects += [predict(own, asked) - predict(own[own != row], asked) for row in own]
         return {"effects": torch.cat(effects)}
-
-    def tolerance(self, name: str) -> float:
-        return TOLERANCE[self.dtype]
