@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "host_device.h"
+#include "random.h"
 
 namespace metarec {
 
@@ -23,15 +24,15 @@ inline std::int64_t sgd_groups(std::int64_t ratings) {
   return groups;
 }
 
-// Shuffles from the last place to the first (Fisher and Yates), by numbers of SplitMix64 (Steele, Lea and Flood 2014):
-// every use has a stream of its own, and each place its number, so that all can be had at once.
+// Shuffles from the last place to the first (Fisher and Yates), by numbers of SplitMix64: every use has a stream of its
+// own, and each place its number, so that all can be had at once.
 class Shuffle {
  public:
-  METAREC_HOST_DEVICE Shuffle(std::uint64_t seed, std::uint64_t stream) : state_(mix(seed ^ mix(stream + kStep))) {}
+  METAREC_HOST_DEVICE Shuffle(std::uint64_t seed, std::uint64_t stream) : state_(stream_state(seed, stream)) {}
 
   // The place of `count` that changes values with this one.
   METAREC_HOST_DEVICE std::int64_t partner(std::int64_t place, std::int64_t count) const {
-    const std::uint64_t number = mix(state_ + static_cast<std::uint64_t>(count - place) * kStep) >> 32;
+    const std::uint64_t number = split_mix(state_ + static_cast<std::uint64_t>(count - place) * kSplitMixStep) >> 32;
     return static_cast<std::int64_t>(number * static_cast<std::uint64_t>(place + 1) >> 32);
   }
 
@@ -44,14 +45,6 @@ class Shuffle {
   }
 
  private:
-  static constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15;
-
-  METAREC_HOST_DEVICE static std::uint64_t mix(std::uint64_t value) {
-    value = (value ^ value >> 30) * 0xbf58476d1ce4e5b9;
-    value = (value ^ value >> 27) * 0x94d049bb133111eb;
-    return value ^ value >> 31;
-  }
-
   std::uint64_t state_;
 };
 

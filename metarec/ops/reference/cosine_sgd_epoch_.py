@@ -9,29 +9,19 @@ from torch import Tensor
 
 from metarec.ops.reference.cosine_scores import NORM_EPSILON
 from metarec.ops.reference.indices import check_rows
-
-_MASK = (1 << 64) - 1
-
-
-_STEP = 0x9E3779B97F4A7C15
-
-
-def _mix(value: int) -> int:
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
-    return value ^ value >> 31
+from metarec.ops.reference.random import MASK, STEP, split_mix, stream_state
 
 
 class _Random:
-    """SplitMix64 (Steele, Lea and Flood 2014), a stream for every use."""
+    """A stream of SplitMix64 for every use."""
 
     def __init__(self, seed: int, stream: int) -> None:
-        self._state = _mix(seed ^ _mix(stream + _STEP & _MASK))
+        self._state = stream_state(seed, stream)
 
     def shuffle(self, values: list[int]) -> list[int]:
         for left in range(len(values), 1, -1):
-            self._state = self._state + _STEP & _MASK
-            other = (_mix(self._state) >> 32) * left >> 32
+            self._state = self._state + STEP & MASK
+            other = (split_mix(self._state) >> 32) * left >> 32
             values[left - 1], values[other] = values[other], values[left - 1]
         return values
 
