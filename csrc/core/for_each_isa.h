@@ -10,6 +10,8 @@
 #endif
 
 #include "isa.h"
+#include "metarec/bfloat16.h"
+#include "metarec/random.h"
 
 #define METAREC_ISA baseline
 #define METAREC_VECTOR_BYTES 16

@@ -60,29 +60,60 @@ template <class Value, class Stored>
   }
 }
 
-// The nearest value of 16 bits, the even one of two; a NaN stays one.
 template <class Value>
-[[gnu::always_inline]] inline auto rounded_bits(Value value) {
-  using Bits = std::conditional_t<sizeof(Value) == sizeof(float), std::uint32_t, Vector<std::uint32_t>>;
-  Bits bits;
+using BitsOf = std::conditional_t<sizeof(Value) == sizeof(float), std::uint32_t, Vector<std::uint32_t>>;
+
+// The upper 16 bits of each sum; a NaN stays one.
+template <class Value>
+[[gnu::always_inline]] inline BitsOf<Value> cut_bits(Value value, BitsOf<Value> added) {
+  BitsOf<Value> bits;
   std::memcpy(&bits, &value, sizeof(bits));
-  const Bits nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16 | 0x40) : nearest;
+  return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16 | 0x40) : (bits + added) >> 16;
+}
+
+// The nearest value of 16 bits, the even one of two.
+template <class Value>
+[[gnu::always_inline]] inline BitsOf<Value> rounded_bits(Value value) {
+  BitsOf<Value> bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return cut_bits(value, 0x7fff + (bits >> 16 & 1));
+}
+
+template <class Bits>
+[[gnu::always_inline]] inline void store_bits(BFloat16* to, Bits bits) {
+  if constexpr (sizeof(bits) == sizeof(float)) {
+    to->bits = static_cast<std::uint16_t>(bits);
+  } else {
+    const auto halves = __builtin_convertvector(bits, typename VectorOf<std::uint16_t, kLanes<float>>::Type);
+    std::memcpy(to, &halves, sizeof(halves));
+  }
 }
 
 template <class Value, class Stored>
 [[gnu::always_inline]] inline void store_as(Stored* to, Value value) {
   if constexpr (sizeof(Value) == sizeof(Stored)) {
     *to = value;
-  } else if constexpr (sizeof(Value) == sizeof(float)) {
-    to->bits = static_cast<std::uint16_t>(rounded_bits(value));
   } else if constexpr (sizeof(Stored) == sizeof(std::uint16_t)) {
-    const auto halves =
-        __builtin_convertvector(rounded_bits(value), typename VectorOf<std::uint16_t, kLanes<float>>::Type);
-    std::memcpy(to, &halves, sizeof(halves));
+    store_bits(to, rounded_bits(value));
   } else {
     store(to, value);
   }
+}
+
+// The noise of a column, or of a vector of them.
+template <class Value>
+[[gnu::always_inline]] inline BitsOf<Value> noise_at(const RowNoise& noise, std::int64_t column) {
+  BitsOf<Value> sums = {};
+  if constexpr (sizeof(Value) > sizeof(float)) {
+    for (std::uint32_t lane = 0; lane < kLanes<float>; ++lane) sums[lane] = lane * RowNoise::kStep;
+  }
+  return (sums + (noise.begin() + static_cast<std::uint32_t>(column) * RowNoise::kStep)) >> 16;
+}
+
+// Rounds stochastically, by noise below 2^16.
+template <class Value>
+[[gnu::always_inline]] inline void store_as(BFloat16* to, Value value, BitsOf<Value> noise) {
+  store_bits(to, cut_bits(value, noise));
 }
 
 [[gnu::always_inline]] inline float square_root(float value) { return std::sqrt(value); }

@@ -24,6 +24,7 @@ pytestmark = [
 
 PROGRAMS = [
     "simt",
+    "rounding",
     "cosine_scores",
     "cosine_sgd_epoch_",
     "cosine_topk",

@@ -68,6 +68,15 @@ __device__ __forceinline__ Stored store(Arithmetic<Stored> value) {
   }
 }
 
+// Rounds stochastically, by noise below 2^16.
+template <class Stored>
+  requires std::is_same_v<Stored, BFloat16>
+__device__ __forceinline__ Stored store(float value, unsigned noise) {
+  const unsigned bits = __float_as_uint(value);
+  if (value != value) return {static_cast<std::uint16_t>((bits >> 16) | 0x40)};
+  return {static_cast<std::uint16_t>((bits + noise) >> 16)};
+}
+
 // Neighbouring values that are read and written at once.
 template <class Stored, int kCount>
 struct alignas(sizeof(Stored) * kCount) Pack {
