@@ -54,7 +54,10 @@ template <class Stored, class Real>
 struct WeightedRows {
   const GradientTerms<Stored, Real>& terms;
 
-  const Stored* row(std::uint32_t pair) const { return terms.right + terms.pairs[pair].right_row * terms.dim; }
+  template <class Body>
+  [[gnu::always_inline]] void with_row(std::uint32_t pair, const Body& body) const {
+    body(terms.right + terms.pairs[pair].right_row * terms.dim);
+  }
   Real weight(std::uint32_t pair) const { return terms.pairs[pair].weight; }
   [[gnu::always_inline]] void prefetch_entry(std::uint32_t pair) const {
     prefetch(terms.pairs.get(), pair * sizeof(terms.pairs[0]), sizeof(terms.pairs[0]));

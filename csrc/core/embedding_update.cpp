@@ -6,11 +6,11 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "metarec/bfloat16.h"
 #include "row_groups.h"
 
 namespace metarec {
@@ -21,12 +21,19 @@ namespace {
 // the order of the sums were not.
 constexpr std::int64_t kChunk = 8192;
 
-// Distinct rows of a chunk and the sum of the gradients of each, or, where that is one gradient, this itself.
-template <class Real>
-struct ChunkSums {
+// The gradient of a row that a chunk names once, or else, where it is not null, the sum of those that it has.
+template <class Stored>
+struct Term {
+  const Stored* gradient;
+  Arithmetic<Stored>* sum;
+};
+
+// Distinct rows of a chunk and the term of each.
+template <class Stored>
+struct ChunkTerms {
   std::vector<std::uint32_t> rows;
-  std::vector<const Real*> values;
-  std::unique_ptr<Real[]> sums;
+  std::vector<Term<Stored>> terms;
+  std::unique_ptr<Arithmetic<Stored>[]> sums;
 };
 
 }  // namespace
@@ -38,11 +45,11 @@ struct ChunkSums {
 namespace metarec {
 namespace {
 
-template <class Real>
-std::vector<ChunkSums<Real>> sum_by_chunk(std::span<const std::uint32_t> rows, const Real* gradients, std::int64_t dim,
-                                          const Parallel& parallel) {
+template <class Stored>
+std::vector<ChunkTerms<Stored>> sum_by_chunk(std::span<const std::uint32_t> rows, const Stored* gradients,
+                                             std::int64_t dim, const Parallel& parallel) {
   const std::int64_t count = std::ssize(rows), chunks = (count + kChunk - 1) / kChunk;
-  std::vector<ChunkSums<Real>> sums(static_cast<std::size_t>(chunks));
+  std::vector<ChunkTerms<Stored>> sums(static_cast<std::size_t>(chunks));
   const std::int64_t parts = std::clamp<std::int64_t>(chunks, 1, parallel.threads);
   parallel.run(parts, [&](std::int64_t part) {
     for (std::int64_t chunk = chunks * part / parts; chunk < chunks * (part + 1) / parts; ++chunk) {
@@ -56,18 +63,21 @@ std::vector<ChunkSums<Real>> sum_by_chunk(std::span<const std::uint32_t> rows, c
 
 }  // namespace
 
-template <class Real>
-void embedding_update(const EmbeddingTable<Real>& table, const Rows& rows, std::span<const Real> gradients,
-                      const UpdateRule<Real>& rule, const UpdateRates& rates, const Parallel& parallel) {
+template <class Stored>
+void embedding_update(const EmbeddingTable<Stored>& table, const Rows& rows, std::span<const Stored> gradients,
+                      const UpdateRule<Arithmetic<Stored>>& rule, const UpdateRates& rates, const Parallel& parallel) {
+  if (table.seed && !std::is_same_v<Stored, BFloat16>) {
+    throw std::invalid_argument("embedding_update_: only a table of bfloat16 is rounded by a seed");
+  }
   const std::string what = "embedding_update_: rows";
   const auto checked = checked_rows(rows, table.count, what, parallel);
   const auto count = std::visit([](const auto& values) { return values.size(); }, rows);
   const auto chunks = sum_by_chunk({checked.get(), count}, gradients.data(), table.dim, parallel);
   std::vector<std::int64_t> term_rows;
-  std::vector<const Real*> terms;
-  for (const ChunkSums<Real>& chunk : chunks) {
+  std::vector<Term<Stored>> terms;
+  for (const ChunkTerms<Stored>& chunk : chunks) {
     term_rows.insert(term_rows.end(), chunk.rows.begin(), chunk.rows.end());
-    terms.insert(terms.end(), chunk.values.begin(), chunk.values.end());
+    terms.insert(terms.end(), chunk.terms.begin(), chunk.terms.end());
   }
   const RowGroups groups(std::span<const std::int64_t>(term_rows), table.count, what, parallel);
   constexpr std::int64_t least_part = 512, group_cost = 4;
@@ -83,9 +93,12 @@ void embedding_update(const EmbeddingTable<Real>& table, const Rows& rows, std::
       rule);
 }
 
-template void embedding_update(const EmbeddingTable<float>&, const Rows&, std::span<const float>,
-                               const UpdateRule<float>&, const UpdateRates&, const Parallel&);
-template void embedding_update(const EmbeddingTable<double>&, const Rows&, std::span<const double>,
-                               const UpdateRule<double>&, const UpdateRates&, const Parallel&);
+#define METAREC_INSTANTIATE(Stored)                                                                 \
+  template void embedding_update(const EmbeddingTable<Stored>&, const Rows&, std::span<const Stored>, \
+                                 const UpdateRule<Arithmetic<Stored>>&, const UpdateRates&, const Parallel&);
+METAREC_INSTANTIATE(float)
+METAREC_INSTANTIATE(double)
+METAREC_INSTANTIATE(BFloat16)
+#undef METAREC_INSTANTIATE
 
 }  // namespace metarec

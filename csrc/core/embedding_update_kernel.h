@@ -8,6 +8,9 @@
 // floor, for 64 + 704 r operations. To sort all gradients by row would read them out of order; a table of sums for all
 // rows would add 512 r. State lies in tables of its own, like that of torch's optimizers. What is scattered is fetched
 // ahead.
+//
+// BFloat16, of the table and its gradients, is widened where it is read and rounded where it is written: 136 + 1288 r
+// bytes. Sums and state are floats.
 #include "simd.h"
 
 #include "row_sums_kernel.h"
@@ -15,53 +18,91 @@
 namespace metarec::METAREC_ISA {
 namespace {
 
-template <class Real>
-void sum_chunk(std::span<const std::uint32_t> rows, const Real* gradient, std::int64_t dim, ChunkSums<Real>& chunk) {
+template <class Stored, class Real = Arithmetic<Stored>>
+void sum_chunk(std::span<const std::uint32_t> rows, const Stored* gradient, std::int64_t dim,
+               ChunkTerms<Stored>& chunk) {
   constexpr std::uint16_t none = 0xffff;
   constexpr std::size_t ahead = 16;
-  const auto bytes = static_cast<std::size_t>(dim) * sizeof(Real);
+  const auto bytes = static_cast<std::size_t>(dim) * sizeof(Stored);
   const int bits = std::bit_width(rows.size()) + 1;
   std::vector<std::uint16_t> table(std::size_t{1} << bits, none);  // the numbers of rows, by hash
-  std::vector<Real*> sums;                                         // of the rows that have been named twice
   chunk.rows.reserve(rows.size());
-  chunk.values.reserve(rows.size());
-  sums.reserve(rows.size());
+  chunk.terms.reserve(rows.size());
   chunk.sums = std::make_unique_for_overwrite<Real[]>(rows.size() / 2 * static_cast<std::size_t>(dim));
   Real* unused = chunk.sums.get();
   for (std::size_t entry = 0; entry < rows.size(); ++entry, gradient += dim) {
     // Only where most rows repeat: else most gradients are not read here.
-    if (2 * sums.size() < entry) prefetch(gradient, ahead * bytes, bytes);
+    if (2 * chunk.rows.size() < entry) prefetch(gradient, ahead * bytes, bytes);
     std::size_t at = rows[entry] * 0x9e3779b1u >> (32 - bits);
     while (table[at] != none && chunk.rows[table[at]] != rows[entry]) at = (at + 1) & (table.size() - 1);
     if (table[at] == none) {
-      table[at] = static_cast<std::uint16_t>(sums.size());
+      table[at] = static_cast<std::uint16_t>(chunk.rows.size());
       chunk.rows.push_back(rows[entry]);
-      chunk.values.push_back(gradient);
-      sums.push_back(nullptr);
+      chunk.terms.push_back({gradient, nullptr});
       continue;
     }
-    const Real*& value = chunk.values[table[at]];
-    Real*& sum = sums[table[at]];
-    if (sum == nullptr) sum = std::exchange(unused, unused + dim);
-    for_each_value<Real>(0, dim, [&, before = value, after = sum]<class Value>(std::int64_t i) {
-      store_as<Value>(after + i, load_as<Value>(before + i) + load_as<Value>(gradient + i));
-    });
-    value = sum;
+    auto& [first, sum] = chunk.terms[table[at]];
+    const auto add_to = [&, after = sum == nullptr ? unused : sum](const auto* before) {
+      for_each_value<Real>(0, dim, [&]<class Value>(std::int64_t i) {
+        store_as<Value>(after + i, load_as<Value>(before + i) + load_as<Value>(gradient + i));
+      });
+    };
+    if (sum != nullptr) {
+      add_to(sum);
+    } else {
+      add_to(first);
+      sum = std::exchange(unused, unused + dim);
+    }
   }
 }
 
-template <class Real>
+template <class Stored, class Real = Arithmetic<Stored>>
 struct Terms {
-  const Real* const* values;
+  const Term<Stored>* terms;
   std::int64_t dim;
 
-  const Real* row(std::uint32_t term) const { return values[term]; }
+  template <class Body>
+  [[gnu::always_inline]] void with_row(std::uint32_t term, const Body& body) const {
+    const auto [gradient, sum] = terms[term];
+    if constexpr (std::is_same_v<Stored, Real>) {
+      body(sum != nullptr ? sum : gradient);
+    } else if (sum != nullptr) {
+      body(sum);
+    } else {
+      body(gradient);
+    }
+  }
   [[gnu::always_inline]] constexpr Real weight(std::uint32_t) const { return 1; }
   [[gnu::always_inline]] void prefetch_entry(std::uint32_t term) const {
-    prefetch(values, term * sizeof(Real*), sizeof(Real*));
+    prefetch(terms, term * sizeof(*terms), sizeof(*terms));
   }
   [[gnu::always_inline]] void prefetch_row(std::uint32_t term) const {
-    prefetch(values[term], 0, static_cast<std::size_t>(dim) * sizeof(Real));
+    with_row(term, [&](const auto* row) { prefetch(row, 0, static_cast<std::size_t>(dim) * sizeof(*row)); });
+  }
+};
+
+// A row of the table, which is rounded to the nearest where it is written.
+template <class Stored>
+struct TableRow {
+  Stored* values;
+
+  template <class Value>
+  [[gnu::always_inline]] Value load(std::int64_t column) const {
+    return load_as<Value>(values + column);
+  }
+  template <class Value>
+  [[gnu::always_inline]] void store(std::int64_t column, Value value) const {
+    store_as<Value>(values + column, value);
+  }
+};
+
+// One that is rounded stochastically.
+struct NoisyRow : TableRow<BFloat16> {
+  RowNoise noise;
+
+  template <class Value>
+  [[gnu::always_inline]] void store(std::int64_t column, Value value) const {
+    store_as<Value>(values + column, value, noise_at<Value>(noise, column));
   }
 };
 
@@ -74,7 +115,7 @@ inline double power(double base, std::int32_t exponent) {
   return result;
 }
 
-// Each step is told the row, its values and the sum of its gradients, which it may overwrite.
+// Each step is told the number of the row, the row itself and the sum of its gradients, which it may overwrite.
 template <class Real>
 struct Step {
   std::int64_t dim;
@@ -91,10 +132,11 @@ struct SgdStep : Step<Real> {
 
   void prefetch_state(std::uint32_t) const {}
 
-  void operator()(std::uint32_t, Real* values, Real* gradient) const {
+  template <class Row>
+  void operator()(std::uint32_t, const Row& values, Real* gradient) const {
     for_each_value<Real>(0, this->dim, [&]<class Value>(std::int64_t i) {
-      const auto value = load_as<Value>(values + i);
-      store_as<Value>(values + i, this->kept * value - this->lr * (load_as<Value>(gradient + i) + this->l2 * value));
+      const auto value = values.template load<Value>(i);
+      values.store(i, this->kept * value - this->lr * (load_as<Value>(gradient + i) + this->l2 * value));
     });
   }
 };
@@ -108,11 +150,12 @@ struct AdagradStep : Step<Real> {
 
   void prefetch_state(std::uint32_t row) const { prefetch(rule.sums.data(), row * sizeof(Real), sizeof(Real)); }
 
-  void operator()(std::uint32_t row, Real* values, Real* gradient) const {
+  template <class Row>
+  void operator()(std::uint32_t row, const Row& values, Real* gradient) const {
     Vector<Real> squares = {};
     Real square = 0;
     for_each_value<Real>(0, this->dim, [&]<class Value>(std::int64_t i) {
-      const Value g = load_as<Value>(gradient + i) + this->l2 * load_as<Value>(values + i);
+      const Value g = load_as<Value>(gradient + i) + this->l2 * values.template load<Value>(i);
       store_as<Value>(gradient + i, g);
       if constexpr (sizeof(Value) > sizeof(Real)) {
         squares += g * g;
@@ -124,7 +167,7 @@ struct AdagradStep : Step<Real> {
     total += (square + sum<Real>(squares)) / static_cast<Real>(std::max<std::int64_t>(this->dim, 1));
     const Real rate = this->lr / (std::sqrt(total) + static_cast<Real>(rule.eps));
     for_each_value<Real>(0, this->dim, [&]<class Value>(std::int64_t i) {
-      store_as<Value>(values + i, this->kept * load_as<Value>(values + i) - rate * load_as<Value>(gradient + i));
+      values.store(i, this->kept * values.template load<Value>(i) - rate * load_as<Value>(gradient + i));
     });
   }
 };
@@ -160,7 +203,8 @@ struct AdamStep : Step<Real> {
     return correction;
   }
 
-  void operator()(std::uint32_t row, Real* values, Real* gradient) const {
+  template <class Row>
+  void operator()(std::uint32_t row, const Row& values, Real* gradient) const {
     const std::int32_t step = ++rule.steps[row];
     const auto [_, rate, root] = correction_of(step);
     const auto beta1 = static_cast<Real>(rule.beta1), beta2 = static_cast<Real>(rule.beta2);
@@ -169,13 +213,13 @@ struct AdamStep : Step<Real> {
     Real* means = rule.means.data() + row * this->dim;
     Real* squares = rule.squares.data() + row * this->dim;
     for_each_value<Real>(0, this->dim, [&]<class Value>(std::int64_t i) {
-      const auto value = load_as<Value>(values + i);
+      const auto value = values.template load<Value>(i);
       const Value g = load_as<Value>(gradient + i) + this->l2 * value;
       const Value mean = beta1 * load_as<Value>(means + i) + rest1 * g;
       const Value square = beta2 * load_as<Value>(squares + i) + rest2 * (g * g);
       store_as<Value>(means + i, mean);
       store_as<Value>(squares + i, square);
-      store_as<Value>(values + i, this->kept * value - rate * mean / (root * square_root(square) + eps));
+      values.store(i, this->kept * value - rate * mean / (root * square_root(square) + eps));
     });
   }
 };
@@ -193,14 +237,15 @@ auto step_of(const LazyAdam<Real>& rule, std::int64_t dim, const UpdateRates& ra
   return AdamStep<Real>(rule, dim, rates);
 }
 
-template <class Real, class Rule>
-void update_groups(const EmbeddingTable<Real>& table, const Real* const* terms, const Rule& rule,
+template <class Stored, class Rule>
+void update_groups(const EmbeddingTable<Stored>& table, const Term<Stored>* terms, const Rule& rule,
                    const UpdateRates& rates, const RowGroups& groups, std::int64_t begin, std::int64_t end) {
+  using Real = Arithmetic<Stored>;
   constexpr std::int64_t ahead = 4;
   const std::int64_t dim = table.dim;
-  const auto bytes = static_cast<std::size_t>(dim) * sizeof(Real);
+  const auto bytes = static_cast<std::size_t>(dim) * sizeof(Stored);
   const std::span<const std::uint32_t> rows = groups.rows();
-  const Terms<Real> source{terms, dim};
+  const Terms<Stored> source{terms, dim};
   const auto step = step_of<Real>(rule, dim, rates);
   std::vector<Real> sums(static_cast<std::size_t>(dim));
   for (std::int64_t group = begin; group < end; ++group) {
@@ -211,7 +256,14 @@ void update_groups(const EmbeddingTable<Real>& table, const Real* const* terms, 
     }
     sum_rows<Real>(source, groups.entries(), groups.begin(group), groups.end(group), dim, sums.data());
     const std::uint32_t row = rows[static_cast<std::size_t>(group)];
-    step(row, table.values.data() + std::int64_t{row} * dim, sums.data());
+    const TableRow<Stored> values{table.values.data() + std::int64_t{row} * dim};
+    if constexpr (std::is_same_v<Stored, BFloat16>) {
+      if (table.seed) {
+        step(row, NoisyRow{values, RowNoise(*table.seed, row)}, sums.data());
+        continue;
+      }
+    }
+    step(row, values, sums.data());
   }
 }
 

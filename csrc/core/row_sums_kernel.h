@@ -13,9 +13,10 @@ template <class Real, class Body>
   for (; i < dim; ++i) body.template operator()<Real>(i);
 }
 
-// Writes the sum over the entries [begin, end) of source.weight(entry) times the row of `dim` values at
-// source.row(entry). Eight vectors are summed at a time, in registers, so each row is read once and nothing is written
-// in between. What tells where a row is, is fetched twice as far ahead as the row.
+// Writes the sum over the entries [begin, end) of source.weight(entry) times the row of `dim` values that
+// source.with_row(entry, body) gives to the body, in the type in which it is stored. Eight vectors are summed at a time,
+// in registers, so each row is read once and nothing is written in between. What tells where a row is, is fetched twice
+// as far ahead as the row.
 template <class Real, class Source>
 void sum_rows(const Source& source, std::span<const std::uint32_t> entries, std::int64_t begin, std::int64_t end,
               std::int64_t dim, Real* sums) {
@@ -31,10 +32,11 @@ void sum_rows(const Source& source, std::span<const std::uint32_t> entries, std:
     for (std::int64_t i = begin; i < end; ++i) {
       if (column == 0) fetch(i);
       const std::uint32_t entry = entries[static_cast<std::size_t>(i)];
-      const auto* row = source.row(entry) + column;
       const Real weight = source.weight(entry);
+      source.with_row(entry, [&](const auto* row) {
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) totals[v] += weight * load_as<Vector<Real>>(row + v * lanes);
+        for (int v = 0; v < vectors; ++v) totals[v] += weight * load_as<Vector<Real>>(row + column + v * lanes);
+      });
     }
     for (int v = 0; v < vectors; ++v) store(sums + column + v * lanes, totals[v]);
   }
@@ -42,7 +44,7 @@ void sum_rows(const Source& source, std::span<const std::uint32_t> entries, std:
     Value total = {};
     for (std::int64_t i = begin; i < end; ++i) {
       const std::uint32_t entry = entries[static_cast<std::size_t>(i)];
-      total += source.weight(entry) * load_as<Value>(source.row(entry) + at);
+      source.with_row(entry, [&](const auto* row) { total += source.weight(entry) * load_as<Value>(row + at); });
     }
     store_as(sums + at, total);
   });

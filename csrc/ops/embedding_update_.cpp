@@ -3,5 +3,5 @@
 STABLE_TORCH_LIBRARY_FRAGMENT(metarec, library) {
   library.def(
       "embedding_update_(Tensor(a!) table, Tensor(b!)[] state, Tensor rows, Tensor gradients, str rule, float lr, "
-      "float l2, float weight_decay, float beta1, float beta2, float eps) -> ()");
+      "float l2, float weight_decay, float beta1, float beta2, float eps, int? seed) -> ()");
 }

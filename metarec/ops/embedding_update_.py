@@ -21,6 +21,8 @@ _STATE: dict[str, tuple[str, ...]] = {
 }
 """What each rule keeps, by the names that torch's optimizers use."""
 
+_TABLES = (torch.float32, torch.float64, torch.bfloat16)
+
 _OPTIONS = ("rule", "lr", "l2", "weight_decay", "betas", "eps")
 
 _PER_ROW = ("sum", "step")
@@ -41,7 +43,7 @@ def embedding_state(table: Tensor, rule: Rule) -> dict[str, Tensor]:
     -------
     dict of str to Tensor
         Nothing for SGD; ``sum [N]`` for Adagrad; ``exp_avg`` and ``exp_avg_sq``, ``[N, d]``, and ``step [N]``
-        (int32) for Adam. All zero.
+        (int32) for Adam. All zero, and of the type of the table, of a bfloat16 one float32.
 
     Raises
     ------
@@ -52,7 +54,7 @@ def embedding_state(table: Tensor, rule: Rule) -> dict[str, Tensor]:
     return {
         name: torch.zeros(
             table.size(0) if name in _PER_ROW else table.shape,
-            dtype=torch.int32 if name == "step" else table.dtype,
+            dtype=_state_type(name, table),
             device=table.device,
         )
         for name in _STATE[rule]
@@ -71,6 +73,7 @@ def embedding_update_(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    seed: int | None = None,
 ) -> None:
     r"""Make one step on each row of a table that has gradients, in place; other rows and their state stay as they are.
 
@@ -89,10 +92,16 @@ def embedding_update_(
     where :math:`G` is one number per row and :math:`t` counts the steps of the *row*. (``torch.optim.SparseAdam``
     counts those of the table, which corrects a rare row's first step as if it had had many.)
 
+    A bfloat16 table takes half the bytes: its gradients are bfloat16 too, which is what autograd gives, its state is
+    float32, and so is all arithmetic, the sums of gradients included. Only the new rows are rounded. Without a
+    ``seed`` it is to the nearest, and a step of less than half a unit in the last place, which is 1/512 to 1/256 of
+    the value, is lost, however many follow it. With one it is stochastically, up or down with the chances that make
+    it right on average, and steps add up whatever their size.
+
     Parameters
     ----------
     table : Tensor
-        The table, ``[N, d]``, float32 or float64, contiguous; changed in place.
+        The table, ``[N, d]``, float32, float64 or bfloat16, contiguous; changed in place.
     rows : Tensor
         The row of each gradient, ``[n]``, int32 or int64; in any order, and any may repeat.
     gradients : Tensor
@@ -111,6 +120,9 @@ def embedding_update_(
         The decay of the two means of Adam.
     eps : float
         What keeps the denominator of Adagrad and Adam from zero.
+    seed : int or None
+        Of the stochastic rounding of a bfloat16 table: what a value is rounded by follows from the seed, its row and
+        its column, so give each step a seed of its own. None rounds to the nearest value, the even one of two.
 
     Raises
     ------
@@ -124,10 +136,15 @@ def embedding_update_(
     Singer (2011); Adam: Kingma and Ba (2015); decoupled decay: Loshchilov and Hutter (2019).
     """
     _check_options(rule=rule, lr=lr, l2=l2, weight_decay=weight_decay, betas=betas, eps=eps)
-    if table.dtype not in (torch.float32, torch.float64) or table.dim() != 2 or not table.is_contiguous():
+    if table.dtype not in _TABLES or table.dim() != 2 or not table.is_contiguous():
         raise ValueError(
-            "embedding_update_: table must be float32 or float64 of two dimensions and contiguous, "
+            "embedding_update_: table must be float32, float64 or bfloat16 of two dimensions and contiguous, "
             f"got {table.dtype} of shape {list(table.shape)} and strides {list(table.stride())}"
+        )
+    if seed is not None and (table.dtype != torch.bfloat16 or not 0 <= seed < 1 << 63):
+        raise ValueError(
+            "embedding_update_: a seed, from 0 to 2^63 - 1, is for the rounding of a bfloat16 table, "
+            f"got {seed} and a table of {table.dtype}"
         )
     if rows.dtype not in (torch.int32, torch.int64) or rows.dim() != 1 or rows.device != table.device:
         raise ValueError(
@@ -142,12 +159,11 @@ def embedding_update_(
     kept = [state[name] for name in _STATE[rule]]
     for name, value in zip(_STATE[rule], kept, strict=True):
         shape = (table.size(0),) if name in _PER_ROW else tuple(table.shape)
-        dtype = torch.int32 if name == "step" else table.dtype
-        _check_like(f"state {name!r}", value, shape, dtype, table)
+        _check_like(f"state {name!r}", value, shape, _state_type(name, table), table)
         if not value.is_contiguous():
             raise ValueError(f"embedding_update_: state {name!r} must be contiguous, to be changed in place")
     with torch.no_grad():
-        _update(table, kept, rows, gradients, rule, lr, l2, weight_decay, *betas, eps)
+        _update(table, kept, rows, gradients, rule, lr, l2, weight_decay, *betas, eps, seed)
     torch.autograd.graph.increment_version([table, *kept])
 
 
@@ -227,6 +243,10 @@ class RowOptimizer(torch.optim.Optimizer):
         if not state:
             state.update(embedding_state(table, options["rule"]))
         embedding_update_(table, gradient._indices()[0], gradient._values(), state=state, **options)
+
+
+def _state_type(name: str, table: Tensor) -> torch.dtype:
+    return torch.int32 if name == "step" else reference.arithmetic_type(table.dtype)
 
 
 def _check_rule(rule: str) -> None:

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "cuda/emulated.h"
-#include "metarec/random.h"
+#include "native/rounded.h"
 
 #define METAREC_KERNEL "cuda/rounding_kernel.h"
 #include "core/for_each_isa.h"
@@ -18,10 +18,6 @@ using metarec::RowNoise;
 constexpr std::int64_t kDim = 77;  // whole vectors of every set, and a rest
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-float below(float value) {  // towards zero
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) & 0xffff0000);
-}
-
 // Far from zero and near, subnormal, halfway between two values of 16 bits, and what is no number.
 std::vector<float> values() {
   std::vector<float> values = normal<float>(kDim, 1);
@@ -30,18 +26,6 @@ std::vector<float> values() {
   for (std::size_t i = 0; i < std::size(odd); ++i) values[i * 5] = std::bit_cast<float>(odd[i]);
   for (std::int64_t i = 1; i < kDim; i += 5) values[i] *= 1e-30f;
   return values;
-}
-
-// As long doubles say it: the upper neighbour from half of the way on, or, with noise, where the rest of the way is
-// less than it. Past the largest value is infinity.
-float rounded_by_hand(float value, const RowNoise* noise, std::int64_t column) {
-  if (std::isinf(value) || value == 0) return value;
-  const float down = below(value), up = std::bit_cast<float>(std::bit_cast<std::uint32_t>(down) + 0x10000);
-  const long double last = std::isinf(up) ? std::ldexp(1.0L, 120) : std::abs(static_cast<long double>(up) - down);
-  const long double way = std::abs(static_cast<long double>(value) - down) / last;
-  if (noise != nullptr) return way + (*noise)(column) / 65536.0L >= 1 ? up : down;
-  if (way == 0.5L) return std::bit_cast<std::uint32_t>(down) >> 16 & 1 ? up : down;
-  return way > 0.5L ? up : down;
 }
 
 void round_on_device(const float* values, std::int64_t dim, const RowNoise* noise, BFloat16* rounded) {

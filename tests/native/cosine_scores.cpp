@@ -15,13 +15,6 @@ using metarec::Arithmetic;
 using metarec::BFloat16;
 
 template <class Stored>
-std::vector<double> numbers(const std::vector<Stored>& values) {
-  std::vector<double> result;
-  for (const Stored value : values) result.push_back(number(value));
-  return result;
-}
-
-template <class Stored>
 struct Problem {
   using Real = Arithmetic<Stored>;
   std::int64_t dim, left_count, right_count;
@@ -31,10 +24,9 @@ struct Problem {
   std::vector<Real> gradient, scores, inverse_norms;
 
   Problem(std::int64_t left_count, std::int64_t right_count, std::int64_t dim, std::int64_t pairs)
-      : dim(dim), left_count(left_count), right_count(right_count), gradient(normal<Real>(pairs, 3)), scores(pairs),
+      : dim(dim), left_count(left_count), right_count(right_count), left(stored_normal<Stored>(left_count * dim, 1)),
+        right(stored_normal<Stored>(right_count * dim, 2)), gradient(normal<Real>(pairs, 3)), scores(pairs),
         inverse_norms(pairs) {
-    for (const double value : normal<double>(left_count * dim, 1)) left.push_back(stored<Stored>(value));
-    for (const double value : normal<double>(right_count * dim, 2)) right.push_back(stored<Stored>(value));
     std::mt19937 random(4);
     for (std::int64_t pair = 0; pair < pairs; ++pair) {
       left_rows.push_back(static_cast<std::int32_t>(pair % 3 == 0 ? left_count - 1 : random() % left_count));

@@ -58,13 +58,6 @@ std::vector<Stored> integers(std::int64_t count, unsigned seed) {
   return values;
 }
 
-template <class Stored>
-std::vector<Stored> fractions(std::int64_t count, unsigned seed) {
-  std::vector<Stored> values;
-  for (const double value : normal<double>(count, seed)) values.push_back(stored<Stored>(value));
-  return values;
-}
-
 template <class Stored, class Real = Arithmetic<Stored>>
 Best<Real> sort_all(const std::vector<Stored>& queries, std::int64_t count, const Items<Stored>& items, std::int64_t k,
                     const metarec::Excluded& excluded, Similarity similarity) {
@@ -111,9 +104,9 @@ template <class Stored>
 void test_threads_change_nothing() {
   constexpr std::int64_t dim = 24, count = 9'000;
   for (const std::int64_t queries : {1, 5, 300}) {
-    const std::vector<Stored> left = fractions<Stored>(queries * dim, 1);
+    const std::vector<Stored> left = stored_normal<Stored>(queries * dim, 1);
     for (const bool compact : {false, true}) {
-      const Items<Stored> one(dim, fractions<Stored>(count * dim, 2), count, Similarity::cosine, compact, {});
+      const Items<Stored> one(dim, stored_normal<Stored>(count * dim, 2), count, Similarity::cosine, compact, {});
       const Items<Stored> four(dim, one.values, count, Similarity::cosine, compact, threads(4));
       CHECK(one.norms == four.norms && one.codes == four.codes && one.code_bounds == four.code_bounds);
       CHECK(search(left, queries, one, 11, {}, Similarity::cosine) ==

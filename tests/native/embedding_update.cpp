@@ -7,19 +7,29 @@
 
 #include "checks.h"
 #include "embedding_step.h"
+#include "rounded.h"
+#include "stored.h"
 
 namespace {
 
-template <class Real>
+using metarec::BFloat16;
+using Seed = std::optional<std::uint64_t>;
+
+template <class Stored>
 struct Problem {
+  using Real = metarec::Arithmetic<Stored>;
+
   std::int64_t count, dim;
-  std::vector<Real> table, sums, means, squares, gradients;
+  std::vector<Stored> table, gradients;
+  std::vector<Real> sums, means, squares;
   std::vector<std::int32_t> steps;
   std::vector<std::int64_t> rows;
+  Seed seed;
 
   Problem(std::int64_t count, std::int64_t dim, std::int64_t entries)
-      : count(count), dim(dim), table(normal<Real>(count * dim, 1)), sums(count), means(count * dim),
-        squares(count * dim), gradients(normal<Real>(entries * dim, 2)), steps(count) {
+      : count(count), dim(dim), table(stored_normal<Stored>(count * dim, 1)),
+        gradients(stored_normal<Stored>(entries * dim, 2)), sums(count), means(count * dim), squares(count * dim),
+        steps(count) {
     std::mt19937 random(3);
     for (std::int64_t entry = 0; entry < entries; ++entry) {
       rows.push_back(entry % 3 == 0 ? count - 1 : random() % count);
@@ -33,44 +43,49 @@ struct Problem {
   }
 
   void update(const std::string& name, const metarec::Parallel& parallel = {}) {
-    metarec::embedding_update<Real>({dim, count, table}, std::span<const std::int64_t>(rows), gradients, rule(name),
-                                    kRates, parallel);
+    metarec::embedding_update<Stored>({dim, count, table, seed}, std::span<const std::int64_t>(rows), gradients,
+                                      rule(name), kRates, parallel);
   }
 };
 
-template <class Real>
-void test_steps(double tolerance) {
+// One step of 16 bits: values that are rounded either way go different ways from there.
+template <class Stored>
+void test_steps(double tolerance, Seed seed = std::nullopt) {
+  const int last_step = sizeof(Stored) == sizeof(BFloat16) ? 1 : 2;
   for (const std::string name : {"sgd", "adagrad", "adam"}) {
     // Of the 63 entries some have one hash, and one the last of the table; 20,000 are more than a chunk.
     for (const auto& [count, dim, entries] :
          {std::array<std::int64_t, 3>{1, 1, 1}, {4, 3, 0}, {4, 0, 5}, {50, 33, 900}, {3000, 64, 4000}, {30000, 2, 63},
           {900, 5, 20000}}) {
-      Problem<Real> problem(count, dim, entries);
-      const std::vector<Real> before = problem.table;
+      Problem<Stored> problem(count, dim, entries);
+      problem.seed = seed;
+      const std::vector<Stored> before = problem.table;
       const auto steps_before = [](std::int64_t row) { return static_cast<int>(row % 100); };
       for (std::int64_t row = 0; row < count; ++row) problem.steps[row] = steps_before(row);
-      for (int step = 1; step <= 2; ++step) problem.update(name);
+      for (int step = 1; step <= last_step; ++step) problem.update(name);
       std::map<std::int64_t, std::vector<double>> gradients;
       for (std::int64_t entry = 0; entry < entries; ++entry) {
         std::vector<double>& sum = gradients[problem.rows[entry]];
         sum.resize(dim);
-        for (std::int64_t d = 0; d < dim; ++d) sum[d] += problem.gradients[entry * dim + d];
+        for (std::int64_t d = 0; d < dim; ++d) sum[d] += number(problem.gradients[entry * dim + d]);
       }
       for (std::int64_t row = 0; row < count; ++row) {
-        std::vector<double> values(before.begin() + row * dim, before.begin() + (row + 1) * dim);
+        std::vector<double> values;
+        for (std::int64_t d = 0; d < dim; ++d) values.push_back(number(before[row * dim + d]));
         if (gradients.contains(row)) {
           double sum = 0;
           std::vector<double> mean(dim), square(dim);
-          for (int step = 1; step <= 2; ++step) {
+          for (int step = 1; step <= last_step; ++step) {
             step_by_hand(name, values, gradients[row], sum, mean, square, steps_before(row) + step);
           }
         }
         for (std::int64_t d = 0; d < dim; ++d) {
-          const double got = problem.table[row * dim + d];
-          CHECK(gradients.contains(row) ? std::abs(got - values[d]) < tolerance * (1 + std::abs(values[d]))
-                                        : got == before[row * dim + d]);
+          const double got = number(problem.table[row * dim + d]);
+          CHECK(gradients.contains(row)
+                    ? is_rounded<Stored>(got, values[d], tolerance * (1 + std::abs(values[d])), seed, row, d)
+                    : got == number(before[row * dim + d]));
         }
-        CHECK(problem.steps[row] == steps_before(row) + (name == "adam" && gradients.contains(row) ? 2 : 0));
+        CHECK(problem.steps[row] == steps_before(row) + (name == "adam" && gradients.contains(row) ? last_step : 0));
       }
     }
   }
@@ -91,15 +106,17 @@ void test_every_row_twice() {
   CHECK(once.table == twice.table);
 }
 
-template <class Real>
-void test_threads_change_nothing() {
+template <class Stored>
+void test_threads_change_nothing(Seed seed = std::nullopt) {
   for (const std::string name : {"sgd", "adagrad", "adam"}) {
-    Problem<Real> one(2000, 19, 40000), four = one;
+    Problem<Stored> one(2000, 19, 40000);
+    one.seed = seed;
+    Problem<Stored> four = one;
     for (int step = 0; step < 2; ++step) {
       one.update(name);
       four.update(name, threads(4));
     }
-    CHECK(one.table == four.table && one.sums == four.sums && one.means == four.means);
+    CHECK(numbers(one.table) == numbers(four.table) && one.sums == four.sums && one.means == four.means);
     CHECK(one.squares == four.squares && one.steps == four.steps);
   }
 }
@@ -112,6 +129,8 @@ void test_bad_rows_throw_and_change_nothing() {
   problem.rows[3] = -1;
   check_throws([&] { problem.update("adam"); }, "rows must be from 0 to 4, got -1 at 3");
   CHECK(problem.table == before && std::ranges::count(problem.steps, 0) == 5);
+  problem.seed = 1;
+  check_throws([&] { problem.update("adam"); }, "only a table of bfloat16 is rounded by a seed");
 }
 
 }  // namespace
@@ -120,9 +139,12 @@ void test_bad_rows_throw_and_change_nothing() {
 int main(int count, char**) {
   test_threads_change_nothing<float>();
   test_threads_change_nothing<double>();
+  test_threads_change_nothing<BFloat16>(5);
   if (count > 1) return 0;
   test_steps<float>(1e-4);
   test_steps<double>(1e-11);
+  test_steps<BFloat16>(1e-4);
+  test_steps<BFloat16>(1e-4, 5);
   test_every_row_twice();
   test_bad_rows_throw_and_change_nothing();
 }

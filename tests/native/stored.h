@@ -3,7 +3,9 @@
 
 #include <bit>
 #include <cstdint>
+#include <vector>
 
+#include "checks.h"
 #include "metarec/bfloat16.h"
 
 template <class Stored>
@@ -22,4 +24,18 @@ double number(Stored value) {
   } else {
     return value;
   }
+}
+
+template <class Stored>
+std::vector<double> numbers(const std::vector<Stored>& values) {
+  std::vector<double> result;
+  for (const Stored value : values) result.push_back(number(value));
+  return result;
+}
+
+template <class Stored>
+std::vector<Stored> stored_normal(std::int64_t count, unsigned seed) {
+  std::vector<Stored> values;
+  for (const double value : normal<double>(count, seed)) values.push_back(stored<Stored>(value));
+  return values;
 }

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from metarec.ops import RowOptimizer, cosine_scores, embedding_state, embedding_update_
+from metarec.ops import RowOptimizer, cosine_scores, embedding_state, embedding_update_, reference
 from metarec.ops.library import NATIVE
 from metarec.testing.ops.embedding_update_ import OPTIONS, RULES, by_reference, problem, samples
 
@@ -101,26 +101,30 @@ def test_rows_without_a_gradient_stay_bit_for_bit(rule):
 
 @pytest.mark.skipif(not NATIVE, reason="no native kernels in this build")
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_bit_equal_for_any_number_of_threads(dtype, rule, threads):
     runs = []
     for number in (1, 2, 3):
         threads(number)
         table, rows, gradients = problem(20_000, 19, 100_000, dtype)
         state = embedding_state(table, rule)
-        for _ in range(2):
-            embedding_update_(table, rows, gradients, rule=rule, state=state, **OPTIONS)
+        for seed in (1, 2):
+            seeded = {"seed": seed} if dtype == torch.bfloat16 else {}
+            embedding_update_(table, rows, gradients, rule=rule, state=state, **OPTIONS, **seeded)
         runs.append((table, *state.values()))
     for run in runs[1:]:
         assert all(torch.equal(value, wanted) for value, wanted in zip(run, runs[0], strict=True))
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck(dtype, rule):
+@pytest.mark.parametrize(
+    ("dtype", "seed"),
+    [(torch.float32, None), (torch.float64, None), (torch.bfloat16, None), (torch.bfloat16, 2**63 - 1)],
+)
+def test_opcheck(dtype, seed, rule):
     table, rows, gradients = problem(5, 3, 9, dtype)
     state = list(embedding_state(table, rule).values())
-    args = (table, state, rows, gradients, rule, 0.1, 0.2, 0.3, 0.8, 0.9, 1e-3)
+    args = (table, state, rows, gradients, rule, 0.1, 0.2, 0.3, 0.8, 0.9, 1e-3, seed)
     torch.library.opcheck(torch.ops.metarec.embedding_update_.default, args)
 
 
@@ -136,6 +140,86 @@ def test_compiles_within_a_training_step():
         results.append((function(table, rows, gradients, state), table, *state.values()))
     for value, wanted in zip(*results, strict=True):
         torch.testing.assert_close(value, wanted)
+
+
+# Of tables of bfloat16.
+
+
+def exact(count, dim, entries):
+    """A table and gradients that are small whole numbers: their sums, of a row up to some hundreds, are exact."""
+    table, rows, gradients = problem(count, dim, entries)
+    return (8 * table).round().bfloat16(), rows, (3 * gradients).round().bfloat16()
+
+
+@pytest.mark.parametrize("seed", [None, 0, 2**63 - 1])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (9, 37, 300), (200, 64, 1500), (30, 5, 20_000)], ids=str)
+def test_only_the_table_is_rounded(shape, seed):
+    table, rows, gradients = exact(*shape)
+    # Whole numbers, and a rate of 1/16: nothing is rounded in float32.
+    change = torch.zeros(table.shape, dtype=torch.float64).index_add_(0, rows, gradients.double())
+    values = table.double() - change / 16
+    assert torch.equal(values.float().double(), values)
+    wanted = values.bfloat16()
+    if seed is not None:
+        noise = reference.row_noise(seed, range(len(table)), table.size(1))
+        wanted = reference.round_stochastically(values.float(), noise)
+    embedding_update_(table, rows, gradients, rule="sgd", state={}, lr=1 / 16, seed=seed)
+    assert torch.equal(table, wanted)
+
+
+def test_the_state_of_a_bfloat16_table_is_that_of_its_values_in_float32():
+    table, rows, gradients = problem(50, 37, 300, torch.bfloat16)
+    for rule in RULES:
+        narrow, wide = table.clone(), table.float()
+        state, wanted = embedding_state(narrow, rule), embedding_state(wide, rule)
+        embedding_update_(narrow, rows, gradients, rule=rule, state=state, **OPTIONS)
+        embedding_update_(wide, rows, gradients.float(), rule=rule, state=wanted, **OPTIONS)
+        torch.testing.assert_close(state, wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_stochastic_rounding_is_right_on_average(rule):
+    table, rows, gradients = problem(20, 37, 60, torch.bfloat16)
+    wide, runs = table.float(), 400
+    state = embedding_state(wide, rule)
+    embedding_update_(wide, rows, gradients.float(), rule=rule, state=state, **OPTIONS)
+    below = (wide.view(torch.int32) & ~0xFFFF).view(torch.float32)  # towards zero
+    chance = (wide.view(torch.int32) & 0xFFFF) / 2**16
+    raised = torch.zeros(table.shape)
+    for seed in range(runs):
+        narrow, state = table.clone(), embedding_state(table, rule)
+        embedding_update_(narrow, rows, gradients, rule=rule, state=state, seed=seed, **OPTIONS)
+        units = (narrow.view(torch.int16) - below.bfloat16().view(torch.int16)).float()
+        assert units.min() >= 0 and units.max() <= 1
+        raised += units
+    spread = (runs * chance * (1 - chance)).sqrt()
+    assert ((raised - runs * chance).abs() <= 5 * spread + 3).all()
+
+
+def test_steps_too_small_for_the_nearest_value_add_up_by_stochastic_rounding():
+    # From 1 on the values of bfloat16 are 1/128 apart; a step is a twentieth of that.
+    steps, lr = 400, 1 / 128 / 20
+    nearest, stochastic = torch.ones(2, 60, 37).bfloat16()
+    rows, gradients = torch.arange(60), torch.full((60, 37), -1.0).bfloat16()
+    for seed in range(steps):
+        embedding_update_(nearest, rows, gradients, rule="sgd", state={}, lr=lr)
+        embedding_update_(stochastic, rows, gradients, rule="sgd", state={}, lr=lr, seed=seed)
+    assert (nearest == 1).all()
+    spread = (steps * 0.05 * 0.95) ** 0.5 / 128
+    apart = stochastic.double() - 1 - steps * lr
+    assert apart.mean().abs() < 5 * spread / 60**0.5  # as if a row's columns were one
+    assert 0.8 * spread < apart.std() < 1.2 * spread
+
+
+def test_a_bfloat16_embedding_has_the_gradients_that_its_update_takes():
+    table = nn.Embedding(9, 4, sparse=True, dtype=torch.bfloat16)
+    table(torch.tensor([8, 1, 1])).float().square().sum().backward()
+    gradient, before = table.weight.grad, table.weight.detach().clone()
+    embedding_update_(table.weight, gradient._indices()[0], gradient._values(), rule="sgd", state={}, lr=0.25)
+    wanted = before.float()
+    wanted[8] -= 0.25 * (2 * before[8].float())
+    wanted[1] -= 0.25 * (4 * before[1].float())
+    assert torch.equal(table.weight, wanted.bfloat16())
 
 
 def test_autograd_notices_that_the_table_has_changed():
@@ -235,11 +319,15 @@ def test_dense_gradients_are_refused():
         ({"weight_decay": float("inf")}, "weight_decay must be finite"),
         ({"betas": (0.9, 1.0)}, r"betas must be from 0 to below 1, got \(0.9, 1.0\)"),
         ({"eps": 0.0}, "eps must be finite and positive, got 0.0"),
-        ({"table": torch.zeros(3, 2).half()}, "table must be float32 or float64 of two dimensions"),
+        ({"table": torch.zeros(3, 2).half()}, "table must be float32, float64 or bfloat16 of two"),
         ({"table": torch.zeros(2, 3).T}, "and contiguous"),
         ({"rows": torch.zeros(2)}, "rows must be int32 or int64 of one dimension"),
         ({"gradients": torch.zeros(3, 2)}, r"gradients must be torch.float32 of shape \[2, 2\] on cpu, got"),
         ({"gradients": torch.zeros(2, 2).double()}, "gradients must be torch.float32"),
+        ({"gradients": torch.zeros(2, 2).bfloat16()}, "gradients must be torch.float32"),
+        ({"table": torch.ones(3, 2).bfloat16()}, "gradients must be torch.bfloat16 of shape"),
+        ({"seed": 0}, r"a seed, .* is for .* a bfloat16 table, got 0 and a table of torch.float32"),
+        ({"table": torch.ones(3, 2).bfloat16(), "seed": -1}, r"a seed, from 0 to 2\^63 - 1, .* got -1"),
         ({"state": {}}, r"the state of 'adam' holds \['exp_avg', 'exp_avg_sq', 'step'\], got \[\]"),
         (
             {"state": embedding_state(torch.zeros(4, 2), "adam")},

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <variant>
 
+#include "metarec/bfloat16.h"
 #include "metarec/parallel.h"
 #include "metarec/rows.h"
 
@@ -36,17 +38,21 @@ struct UpdateRates {
   double weight_decay = 0;  // the row is first scaled by 1 - lr * weight_decay
 };
 
-// Real is float or double.
-template <class Real>
+// Stored is float, double, or BFloat16: then everything but the table and its gradients is float, and so is all
+// arithmetic.
+template <class Stored>
 struct EmbeddingTable {
   std::int64_t dim, count;
-  std::span<Real> values;  // [count, dim]
+  std::span<Stored> values;  // [count, dim]
+  // Of BFloat16 only: values are rounded stochastically by the noise of this seed and their row, not to the nearest.
+  std::optional<std::uint64_t> seed = std::nullopt;
 };
 
 // Makes one step on every row named, along the sum of its gradients. Throws where a row is outside the table, which is
 // then unchanged.
-template <class Real>
-void embedding_update(const EmbeddingTable<Real>& table, const Rows& rows, std::span<const Real> gradients,
-                      const UpdateRule<Real>& rule, const UpdateRates& rates, const Parallel& parallel = {});
+template <class Stored>
+void embedding_update(const EmbeddingTable<Stored>& table, const Rows& rows, std::span<const Stored> gradients,
+                      const UpdateRule<Arithmetic<Stored>>& rule, const UpdateRates& rates,
+                      const Parallel& parallel = {});
 
 }  // namespace metarec

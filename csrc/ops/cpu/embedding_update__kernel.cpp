@@ -1,3 +1,4 @@
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,13 +20,14 @@ UpdateRule<Real> rule_of(const std::string& name, const std::vector<Tensor>& sta
 }
 
 void update(Tensor table, std::vector<Tensor> state, Tensor rows, Tensor gradients, std::string rule, double lr,
-            double l2, double weight_decay, double beta1, double beta2, double eps) {
+            double l2, double weight_decay, double beta1, double beta2, double eps, std::optional<std::int64_t> seed) {
   rows = dense(rows);
   gradients = dense(gradients);
-  with_real(table, [&]<class Real>(Real) {
-    embedding_update<Real>({table.size(1), table.size(0), mutable_values<Real>(table)}, rows_of(rows),
-                           values<Real>(gradients), rule_of<Real>(rule, state, beta1, beta2, eps),
-                           {lr, l2, weight_decay}, torch_threads());
+  with_stored(table, [&]<class Stored>(Stored) {
+    embedding_update<Stored>({table.size(1), table.size(0), mutable_values<Stored>(table), seed}, rows_of(rows),
+                             values<Stored>(gradients),
+                             rule_of<Arithmetic<Stored>>(rule, state, beta1, beta2, eps), {lr, l2, weight_decay},
+                             torch_threads());
   });
 }
 

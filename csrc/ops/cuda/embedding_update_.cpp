@@ -1,5 +1,6 @@
 #include "embedding_update_.h"
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,7 +10,8 @@ namespace metarec::ops {
 namespace {
 
 void update(Tensor table, std::vector<Tensor> state, Tensor rows, Tensor gradients, std::string rule, double lr,
-            double l2, double weight_decay, double beta1, double beta2, double eps) {
+            double l2, double weight_decay, double beta1, double beta2, double eps, std::optional<std::int64_t>) {
+  STD_TORCH_CHECK(table.scalar_type() != ScalarType::BFloat16, "embedding_update_: no bfloat16 on CUDA yet");
   const CurrentStream stream(table);
   rows = dense(rows);
   gradients = dense(gradients);

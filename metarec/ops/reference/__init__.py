@@ -27,6 +27,7 @@ from metarec.ops.reference.inner_loop import (
     inner_loop_predict,
     inner_loop_state,
 )
+from metarec.ops.reference.random import round_stochastically, row_noise
 
 __all__ = [
     "CODE_GROUP",
@@ -47,5 +48,7 @@ __all__ = [
     "inner_loop_effects",
     "inner_loop_predict",
     "inner_loop_state",
+    "round_stochastically",
+    "row_noise",
     "sgd_rounds",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -15,9 +15,13 @@ from metarec.testing.ops.sample import Sample, double
 
 Rule = Literal["sgd", "adagrad", "adam"]
 RULES: tuple[Rule, ...] = ("sgd", "adagrad", "adam")
-OPTIONS: dict[str, Any] = {"lr": 0.1, "l2": 0.3, "weight_decay": 0.2, "betas": (0.8, 0.9), "eps": 1e-3}
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
-STEPS = 3
+OPTIONS: dict[str, Any] = {"lr": 0.0971, "l2": 0.3137, "weight_decay": 0.2, "betas": (0.8, 0.9), "eps": 1e-3}
+"""No round numbers, or many results of bfloat16 values were just in the middle of two others."""
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2.0**-7}
+"""Of the table. Where the float32 result is near the middle of two bfloat16 values (stochastically: near where the
+noise sets it) its last bits decide: these are one unit in the last place apart, which is at most 2^-7 of the value."""
+STEPS = {torch.float32: 3, torch.float64: 3, torch.bfloat16: 1}
+"""One of bfloat16, for what is rounded either way goes different ways from there."""
 
 SHAPES = [
     (4, 3, 0),
@@ -36,8 +40,10 @@ SHAPES = [
 
 def samples() -> Iterator[Sample]:
     """Tables and gradients of all sizes, by each rule."""
-    for shape, dtype, rule in product(SHAPES, (torch.float32, torch.float64), RULES):
+    for shape, dtype, rule in product(SHAPES, (torch.float32, torch.float64, torch.bfloat16), RULES):
         yield Steps(*shape, dtype, rule)
+        if dtype == torch.bfloat16:
+            yield Steps(*shape, dtype, rule, seed=3)
 
 
 def problem(
@@ -69,10 +75,21 @@ def by_reference(
     weight_decay: float = 0.0,
     betas: tuple[float, float],
     eps: float,
+    seed: int | None = None,
 ) -> None:
     """Make the step of the reference."""
     values = [state[name] for name in state]
-    reference.embedding_update_(table, values, rows, gradients, rule, lr, l2, weight_decay, *betas, eps)
+    reference.embedding_update_(table, values, rows, gradients, rule, lr, l2, weight_decay, *betas, eps, seed)
+
+
+def rounded(table: Tensor, touched: Tensor, seed: int | None) -> Tensor:
+    """Round the rows that were touched to bfloat16; give the table in float64."""
+    values = table[touched].float()
+    if seed is not None:
+        values = reference.round_stochastically(
+            values, reference.row_noise(seed, touched.tolist(), table.size(1))
+        )
+    return table.index_copy(0, touched, values.bfloat16().double())
 
 
 @dataclass(frozen=True)
@@ -84,10 +101,11 @@ class Steps(Sample):
     entries: int
     dtype: torch.dtype
     rule: Rule
+    seed: int | None = None
 
     def arguments(self) -> list[Tensor]:
         drawn = [problem(self.count, self.dim, 0, self.dtype)[0]]
-        for step in range(STEPS):
+        for step in range(STEPS[self.dtype]):
             index = torch.int32 if step % 2 else torch.int64
             drawn += problem(self.count, self.dim, self.entries, self.dtype, index, seed=step)[1:]
         return drawn
@@ -96,7 +114,7 @@ class Steps(Sample):
         table = arguments[0].clone()
         state = embedding_state(table, self.rule)
         for rows, gradients in zip(arguments[1::2], arguments[2::2], strict=True):
-            embedding_update_(table, rows, gradients, rule=self.rule, state=state, **OPTIONS)
+            embedding_update_(table, rows, gradients, rule=self.rule, state=state, seed=self.seed, **OPTIONS)
         return {"table": table, **state}
 
     def expected(self, *arguments: Tensor) -> dict[str, Tensor]:
@@ -104,7 +122,18 @@ class Steps(Sample):
         state = embedding_state(table, self.rule)
         for rows, gradients in zip(rest[::2], rest[1::2], strict=True):
             by_reference(table, rows, gradients, self.rule, state, **OPTIONS)
+            if self.dtype == torch.bfloat16:
+                table = rounded(table, rows.long().unique(), self.seed)
         return {"table": table, **state}
 
     def tolerance(self, name: str) -> float:
-        return TOLERANCE[self.dtype]
+        return TOLERANCE[self.dtype if name == "table" else reference.arithmetic_type(self.dtype)]
+
+    def check(self, results: Mapping[str, Tensor]) -> None:
+        """Compare, and of a bfloat16 table find nearly all values equal."""
+        super().check(results)
+        if self.dtype == torch.bfloat16:
+            table = self.expected(*self.arguments())["table"]
+            apart = int((results["table"].cpu() != table).sum())
+            if apart > 1 + table.numel() / 1000:
+                raise AssertionError(f"table: {apart} of {table.numel()} values are rounded to another value")
