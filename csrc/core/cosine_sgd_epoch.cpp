@@ -61,17 +61,18 @@ std::vector<std::uint8_t> groups_of(std::span<const std::uint32_t> named, std::i
 template <class Real>
 class Blocks {
  public:
-  Blocks(const Factorization<Real>& model, const Ratings<Real>& ratings, std::uint64_t seed, const Parallel& parallel)
+  Blocks(std::int64_t users, std::int64_t items, const Ratings<Real>& ratings, std::uint64_t seed,
+         const Parallel& parallel)
       : groups_(sgd_groups(std::ssize(ratings.values))) {
     const std::int64_t count = std::ssize(ratings.values);
-    const auto users = checked_rows(ratings.users, std::ssize(model.user_biases), "cosine_sgd_epoch_: users", parallel);
-    const auto items = checked_rows(ratings.items, std::ssize(model.item_biases), "cosine_sgd_epoch_: items", parallel);
-    const std::span user_rows(users.get(), ratings.values.size()), item_rows(items.get(), ratings.values.size());
+    const auto user = checked_rows(ratings.users, users, "cosine_sgd_epoch_: users", parallel);
+    const auto item = checked_rows(ratings.items, items, "cosine_sgd_epoch_: items", parallel);
+    const std::span user_rows(user.get(), ratings.values.size()), item_rows(item.get(), ratings.values.size());
     std::vector<std::uint8_t> user_group, item_group;
     parallel.run(2, [&](std::int64_t side) {
       (side == 0 ? user_group : item_group) =
-          side == 0 ? groups_of(user_rows, std::ssize(model.user_biases), groups_, Shuffle(seed, kUserStream))
-                    : groups_of(item_rows, std::ssize(model.item_biases), groups_, Shuffle(seed, kItemStream));
+          side == 0 ? groups_of(user_rows, users, groups_, Shuffle(seed, kUserStream))
+                    : groups_of(item_rows, items, groups_, Shuffle(seed, kItemStream));
     });
     const auto block_of = [&](std::int64_t i) {
       return static_cast<std::uint16_t>(user_group[user_rows[i]] * groups_ + item_group[item_rows[i]]);
@@ -134,11 +135,12 @@ void check_values(std::span<const Real> values, RatingLoss loss) {
 
 }  // namespace
 
-template <class Real>
-double cosine_sgd_epoch(const Factorization<Real>& model, const Ratings<Real>& ratings, const SgdOptions& options,
-                        const Parallel& parallel) {
+template <class Stored>
+double cosine_sgd_epoch(const Factorization<Stored>& model, const Ratings<Arithmetic<Stored>>& ratings,
+                        const SgdOptions& options, const Parallel& parallel) {
+  using Real = Arithmetic<Stored>;
   check_values(ratings.values, options.loss);
-  Blocks<Real> blocks(model, ratings, options.seed, parallel);
+  Blocks<Real> blocks(std::ssize(model.user_biases), std::ssize(model.item_biases), ratings, options.seed, parallel);
   const std::int64_t groups = blocks.groups();
   std::vector<Head<Real>> heads(static_cast<std::size_t>(groups));
   std::vector<double> losses(heads.size());
@@ -150,7 +152,7 @@ double cosine_sgd_epoch(const Factorization<Real>& model, const Ratings<Real>& r
       const std::span<Rating<Real>> block = blocks.block(index);
       Shuffle(options.seed, kBlockStreams + static_cast<std::uint64_t>(index))(block);
       const auto slot = static_cast<std::size_t>(group);
-      losses[slot] = METAREC_DISPATCH(run_block<Real>(model, options, block, heads[slot]));
+      losses[slot] = METAREC_DISPATCH(run_block<Stored>(model, options, index, block, heads[slot]));
     });
     // What all share is moved by the mean of the moves of the blocks.
     Head<Real> total{0, 0};
@@ -165,6 +167,8 @@ double cosine_sgd_epoch(const Factorization<Real>& model, const Ratings<Real>& r
 template double cosine_sgd_epoch(const Factorization<float>&, const Ratings<float>&, const SgdOptions&,
                                  const Parallel&);
 template double cosine_sgd_epoch(const Factorization<double>&, const Ratings<double>&, const SgdOptions&,
+                                 const Parallel&);
+template double cosine_sgd_epoch(const Factorization<BFloat16>&, const Ratings<float>&, const SgdOptions&,
                                  const Parallel&);
 
 }  // namespace metarec

@@ -8,7 +8,8 @@
 // arithmetic, and most by waiting: the step follows from the products by a chain of a root and two divisions. Hence the
 // products of the next rating are begun before it, unless they share a row, which is rare because ratings of a block
 // are in random order. The instructions of a step are then what counts, so the usual lengths of a row are known when
-// compiling, and loops over it are none.
+// compiling, and loops over it are none. Rows of BFloat16 take half the cache, and more instructions: conversions, an
+// addition of noise per vector, and some forty to begin the noise of both rows, which wait for nothing.
 #include "simd.h"
 
 #include "row_sums_kernel.h"
@@ -21,8 +22,8 @@ struct Products {
   Real left_right, left_left, right_right;
 };
 
-template <bool Cosine, class Real, class Dim>
-[[gnu::always_inline]] inline Products<Real> products_of(const Real* left, const Real* right, Dim dim) {
+template <bool Cosine, class Stored, class Dim, class Real = Arithmetic<Stored>>
+[[gnu::always_inline]] inline Products<Real> products_of(const Stored* left, const Stored* right, Dim dim) {
   Vector<Real> between = {}, lefts = {}, rights = {};
   Products<Real> totals = {0, 0, 0};
   for_each_value<Real>(0, dim, [&]<class Value>(std::int64_t i) {
@@ -46,15 +47,26 @@ struct Move {
   Real itself, partner;
 };
 
+// Stores what a step makes of a row, in 16 bits rounded by the noise of the row.
+template <class Value, class Stored>
+[[gnu::always_inline]] inline void store_moved(Stored* row, std::int64_t i, Value value, const RowNoise& noise) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    store_as<Value>(row + i, value, noise_at<Value>(noise, i));
+  } else {
+    store_as(row + i, value);
+  }
+}
+
 // Runs the ratings of a block in their order from the scale and bias in `shared`, which it changes, and gives the sum of
 // the losses.
-template <bool Cosine, bool Logistic, class Real, class Dim>
-double run_block(const Factorization<Real>& model, const SgdOptions& options, std::span<const Rating<Real>> ratings,
-                 Head<Real>& shared, Dim dim) {
+template <bool Cosine, bool Logistic, class Stored, class Dim>
+double run_block(const Factorization<Stored>& model, const SgdOptions& options, std::int64_t block,
+                 std::span<const Rating<Arithmetic<Stored>>> ratings, Head<Arithmetic<Stored>>& shared, Dim dim) {
+  using Real = Arithmetic<Stored>;
   Head<Real> head = shared;
   constexpr Real epsilon = kNormEpsilon;
   constexpr std::size_t ahead = 4;
-  const auto bytes = static_cast<std::size_t>(dim) * sizeof(Real);
+  const auto bytes = static_cast<std::size_t>(dim) * sizeof(Stored);
   const auto lr = static_cast<Real>(options.lr), kept = static_cast<Real>(1 - options.lr * options.l2);
   const auto head_lr = static_cast<Real>(options.head_lr.value_or(options.lr));
   const auto left_of = [&](std::size_t k) { return model.users.data() + ratings[k].user * dim; };
@@ -68,8 +80,8 @@ double run_block(const Factorization<Real>& model, const SgdOptions& options, st
       prefetch(model.items.data(), ratings[k + ahead].item * bytes, bytes);
     }
     const Rating<Real> rating = ratings[k];
-    Real* left = left_of(k);
-    Real* right = right_of(k);
+    Stored* left = left_of(k);
+    Stored* right = right_of(k);
     Real& left_bias = model.user_biases[rating.user];
     Real& right_bias = model.item_biases[rating.item];
     const Products<Real> products = known ? next : products_of<Cosine>(left, right, dim);
@@ -100,10 +112,13 @@ double run_block(const Factorization<Real>& model, const SgdOptions& options, st
       right_move = right_turns ? Move<Real>{kept + along * similarity / products.right_right, right_move.partner}
                                : Move<Real>{kept, 0};
     }
+    const auto place = static_cast<std::int64_t>(k);
+    const RowNoise left_noise(options.seed, sgd_step_stream(block, place, kUserStream));
+    const RowNoise right_noise(options.seed, sgd_step_stream(block, place, kItemStream));
     for_each_value<Real>(0, dim, [&]<class Value>(std::int64_t i) {
       const auto u = load_as<Value>(left + i), v = load_as<Value>(right + i);
-      store_as<Value>(left + i, left_move.itself * u + left_move.partner * v);
-      store_as<Value>(right + i, right_move.itself * v + right_move.partner * u);
+      store_moved<Value>(left, i, left_move.itself * u + left_move.partner * v, left_noise);
+      store_moved<Value>(right, i, right_move.itself * v + right_move.partner * u, right_noise);
     });
     left_bias = kept * left_bias - lr * slope;
     right_bias = kept * right_bias - lr * slope;
@@ -114,10 +129,12 @@ double run_block(const Factorization<Real>& model, const SgdOptions& options, st
   return losses;
 }
 
-template <bool Cosine, bool Logistic, class Real>
-double run_block(const Factorization<Real>& model, const SgdOptions& options, std::span<const Rating<Real>> ratings,
-                 Head<Real>& head) {
-  const auto run = [&](auto dim) { return run_block<Cosine, Logistic, Real>(model, options, ratings, head, dim); };
+template <bool Cosine, bool Logistic, class Stored>
+double run_block(const Factorization<Stored>& model, const SgdOptions& options, std::int64_t block,
+                 std::span<const Rating<Arithmetic<Stored>>> ratings, Head<Arithmetic<Stored>>& head) {
+  const auto run = [&](auto dim) {
+    return run_block<Cosine, Logistic, Stored>(model, options, block, ratings, head, dim);
+  };
   switch (model.dim) {
     case 16: return run(std::integral_constant<std::int64_t, 16>());
     case 32: return run(std::integral_constant<std::int64_t, 32>());
@@ -126,16 +143,16 @@ double run_block(const Factorization<Real>& model, const SgdOptions& options, st
   }
 }
 
-template <class Real>
-double run_block(const Factorization<Real>& model, const SgdOptions& options, std::span<const Rating<Real>> ratings,
-                 Head<Real>& head) {
+template <class Stored>
+double run_block(const Factorization<Stored>& model, const SgdOptions& options, std::int64_t block,
+                 std::span<const Rating<Arithmetic<Stored>>> ratings, Head<Arithmetic<Stored>>& head) {
   const bool logistic = options.loss == RatingLoss::logistic;
   if (options.similarity == Similarity::cosine) {
-    return logistic ? run_block<true, true>(model, options, ratings, head)
-                    : run_block<true, false>(model, options, ratings, head);
+    return logistic ? run_block<true, true>(model, options, block, ratings, head)
+                    : run_block<true, false>(model, options, block, ratings, head);
   }
-  return logistic ? run_block<false, true>(model, options, ratings, head)
-                  : run_block<false, false>(model, options, ratings, head);
+  return logistic ? run_block<false, true>(model, options, block, ratings, head)
+                  : run_block<false, false>(model, options, block, ratings, head);
 }
 
 }  // namespace

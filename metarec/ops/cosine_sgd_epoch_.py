@@ -46,15 +46,16 @@ def cosine_sgd_epoch_(
     Parameters
     ----------
     users, items : Tensor
-        The tables, ``[N, d]`` and ``[M, d]``, float32 or float64, contiguous; changed in place, as the next three are.
+        The tables, ``[N, d]`` and ``[M, d]``, float32, float64 or bfloat16, contiguous; changed in place, as the next
+        three are. Those of bfloat16 are computed with in float32.
     user_biases, item_biases : Tensor
-        Biases, ``[N]`` and ``[M]``.
+        Biases, ``[N]`` and ``[M]``, of the type of the tables or, beside bfloat16, float32, as the next two are.
     head : Tensor
         Scale and bias, ``[2]``. Good to begin with: 1 and the mean rating.
     user, item : Tensor
         The user and the item of each rating, ``[n]``, int32 or int64.
     rating : Tensor
-        The ratings, ``[n]``, of the type of the tables.
+        The ratings, ``[n]``.
     lr, l2 : float
         Learning rate and weight of the penalty.
     similarity : {"cosine", "dot"}
@@ -62,7 +63,7 @@ def cosine_sgd_epoch_(
     loss : {"squared", "logistic"}
         Which :math:`L`.
     seed : int
-        What decides the order, with the ratings: give each epoch its own.
+        What decides the order, with the ratings, and how bfloat16 is rounded: give each epoch its own.
     head_lr : float, optional
         Learning rate of scale and bias, by default ``lr``. 0 keeps them as they are: a learnt scale makes up for what
         the penalty takes from dot products.
@@ -85,6 +86,12 @@ def cosine_sgd_epoch_(
     without locks (Gemulla et al. 2011). All share the scale and the bias: each block moves its own copy, and after
     a round these move by the mean. The grid depends on the number of ratings alone, so that the result is the same
     for any number of threads.
+
+    Tables of bfloat16 are rounded stochastically after each step: a value goes up or down to a neighbour with the
+    chances that make it right on average (Gupta et al. 2015). To the nearest, a step of less than half a unit in the
+    last place, which is 1/256 to 1/512 of a value, would be lost, and learning would stop there. What decides is the
+    seed with the place of the rating in the epoch's order, so the result is the same for any number of threads here
+    too. A value that a step does not move stays as it is.
 
     On CUDA the order is the same. An error of the values cannot be raised without waiting for the device: a row that is
     not in its table, or a rating that is none, stops it by a device-side assertion.
@@ -117,27 +124,29 @@ def _check_options(lr: float, l2: float, head_lr: float, similarity: str, loss: 
 def _check_parameters(
     users: Tensor, items: Tensor, user_biases: Tensor, item_biases: Tensor, head: Tensor
 ) -> None:
-    if users.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"cosine_sgd_epoch_: users must be float32 or float64, got {users.dtype}")
+    if users.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise ValueError(f"cosine_sgd_epoch_: users must be float32, float64 or bfloat16, got {users.dtype}")
     for name, table in (("users", users), ("items", items)):
         if table.dim() != 2:
             raise ValueError(
                 f"cosine_sgd_epoch_: {name} must have two dimensions, got shape {list(table.shape)}"
             )
-    for name, value, shape in (
-        ("users", users, tuple(users.shape)),
-        ("items", items, (items.size(0), users.size(1))),
-        ("user_biases", user_biases, (users.size(0),)),
-        ("item_biases", item_biases, (items.size(0),)),
-        ("head", head, (2,)),
+    arithmetic = reference.arithmetic_type(users.dtype)
+    for name, value, shape, dtype in (
+        ("users", users, tuple(users.shape), users.dtype),
+        ("items", items, (items.size(0), users.size(1)), users.dtype),
+        ("user_biases", user_biases, (users.size(0),), arithmetic),
+        ("item_biases", item_biases, (items.size(0),), arithmetic),
+        ("head", head, (2,), arithmetic),
     ):
-        _check_like(name, value, shape, users)
+        _check_tensor(name, value, shape, dtype, users.device)
         if not value.is_contiguous():
             raise ValueError(f"cosine_sgd_epoch_: {name} must be contiguous, to be changed in place")
 
 
 def _check_ratings(user: Tensor, item: Tensor, rating: Tensor, users: Tensor) -> None:
-    _check_like("rating", rating, (rating.numel(),), users)
+    arithmetic = reference.arithmetic_type(users.dtype)
+    _check_tensor("rating", rating, (rating.numel(),), arithmetic, users.device)
     for name, rows in (("user", user), ("item", item)):
         integers = rows.dtype in (torch.int32, torch.int64)
         if not integers or rows.shape != rating.shape or rows.device != users.device:
@@ -147,10 +156,12 @@ def _check_ratings(user: Tensor, item: Tensor, rating: Tensor, users: Tensor) ->
             )
 
 
-def _check_like(name: str, value: Tensor, shape: tuple[int, ...], users: Tensor) -> None:
-    if value.shape != shape or value.dtype != users.dtype or value.device != users.device:
+def _check_tensor(
+    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    if value.shape != shape or value.dtype != dtype or value.device != device:
         raise ValueError(
-            f"cosine_sgd_epoch_: {name} must be {users.dtype} of shape {list(shape)} on {users.device}, "
+            f"cosine_sgd_epoch_: {name} must be {dtype} of shape {list(shape)} on {device}, "
             f"got {value.dtype} of shape {list(value.shape)} on {value.device}"
         )
 

@@ -8,19 +8,20 @@
 
 namespace {
 
+using metarec::BFloat16;
 using metarec::RatingLoss;
 using metarec::SgdOptions;
 using metarec::Similarity;
 
-template <class Real>
-double epoch(SgdProblem<Real>& problem, const SgdOptions& options, const metarec::Parallel& parallel = {}) {
-  return metarec::cosine_sgd_epoch<Real>(
+template <class Stored>
+double epoch(SgdProblem<Stored>& problem, const SgdOptions& options, const metarec::Parallel& parallel = {}) {
+  return metarec::cosine_sgd_epoch<Stored>(
       {problem.dim, problem.users, problem.items, problem.user_biases, problem.item_biases, problem.head},
       {std::span<const std::int32_t>(problem.user), std::span<const std::int32_t>(problem.item), problem.values}, options,
       parallel);
 }
 
-template <class Real>
+template <class Stored>
 void test_epochs(double tolerance) {
   std::uint64_t seed = 0;
   for (const RatingLoss loss : {RatingLoss::squared, RatingLoss::logistic}) {
@@ -30,7 +31,7 @@ void test_epochs(double tolerance) {
            {std::array<std::int64_t, 4>{3, 4, 5, 0}, {1, 1, 1, 1}, {1, 1, 32, 1}, {4, 3, 0, 20}, {7, 5, 7, 40},
             {14, 9, 64, 150}, {12, 9, 70, 100}, {300, 200, 9, 9000}}) {
         const SgdOptions options{0.05, 0.1, similarity, loss, ++seed, 0.02};
-        check_epoch(SgdProblem<Real>(users, items, dim, ratings), options, tolerance,
+        check_epoch(SgdProblem<Stored>(users, items, dim, ratings), options, tolerance,
                     [](auto& problem, const SgdOptions& options) { return epoch(problem, options, threads(2)); });
       }
     }
@@ -52,11 +53,11 @@ void test_learns_a_pattern() {
   }
 }
 
-template <class Real>
+template <class Stored>
 void test_threads_change_nothing() {
   for (const RatingLoss loss : {RatingLoss::squared, RatingLoss::logistic}) {
     for (const std::int64_t ratings : {3000, 40000}) {  // of the first are fewer groups than threads
-      SgdProblem<Real> one(300, 200, 9, ratings), four = one;
+      SgdProblem<Stored> one(300, 200, 9, ratings), four = one;
       const SgdOptions options{0.02, 0.1, Similarity::cosine, loss, 7};
       const double alone = epoch(one, options), shared = epoch(four, options, threads(4));
       CHECK(alone == shared && one == four);
@@ -83,9 +84,11 @@ void test_bad_ratings_throw_and_change_nothing() {
 int main(int count, char**) {
   test_threads_change_nothing<float>();
   test_threads_change_nothing<double>();
+  test_threads_change_nothing<BFloat16>();
   if (count > 1) return 0;
   test_epochs<float>(2e-5);
   test_epochs<double>(1e-12);
+  test_epochs<BFloat16>(0x1p-7);
   test_learns_a_pattern<float>();
   test_learns_a_pattern<double>();
   test_bad_ratings_throw_and_change_nothing();

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <random>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -23,6 +25,8 @@ class SplitMix {
     }
   }
 
+  std::uint64_t state() const { return state_; }
+
  private:
   static constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15;
 
@@ -35,8 +39,23 @@ class SplitMix {
   std::uint64_t state_;
 };
 
+// Stored in a type; in 16 bits after noise is added to those that are cut off.
+template <class Stored>
+Stored stored_by_hand(double value, std::uint32_t noise = 0) {
+  if constexpr (std::is_same_v<Stored, metarec::BFloat16>) {
+    return {static_cast<std::uint16_t>((std::bit_cast<std::uint32_t>(static_cast<float>(value)) + noise) >> 16)};
+  } else {
+    return static_cast<Stored>(value);
+  }
+}
+
+struct SgdBlock {
+  std::int64_t number;
+  std::vector<std::int64_t> ratings;
+};
+
 // The order of an epoch: rounds of blocks of ratings.
-using SgdOrder = std::vector<std::vector<std::vector<std::int64_t>>>;
+using SgdOrder = std::vector<std::vector<SgdBlock>>;
 
 inline std::vector<std::int64_t> groups_by_hand(std::span<const std::int32_t> named, std::int64_t rows,
                                                 std::int64_t groups, SplitMix random) {
@@ -66,26 +85,30 @@ inline SgdOrder order_by_hand(std::span<const std::int32_t> user, std::span<cons
     rounds.emplace_back(groups);
     for (std::int64_t group = 0; group < groups; ++group) {
       const std::int64_t partner = (group + diagonal) % groups;
-      std::vector<std::int64_t>& block = rounds.back()[group];
+      SgdBlock& block = rounds.back()[group];
+      block.number = group * groups + partner;
       for (std::int64_t i = 0; i < std::ssize(user); ++i) {
-        if (user_group[user[i]] == group && item_group[item[i]] == partner) block.push_back(i);
+        if (user_group[user[i]] == group && item_group[item[i]] == partner) block.ratings.push_back(i);
       }
-      SplitMix(seed, 3 + group * groups + partner).shuffle(block);
+      SplitMix(seed, 3 + block.number).shuffle(block.ratings);
     }
   }
   return rounds;
 }
 
 // A factorisation and its ratings, a third of them of item 0; of both tables a row is zero, and one has no direction.
-template <class Real>
+template <class Stored>
 struct SgdProblem {
+  using Real = metarec::Arithmetic<Stored>;
+
   std::int64_t user_count, item_count, dim, count;
-  std::vector<Real> users, items, user_biases, item_biases, head, values;
+  std::vector<Stored> users, items;
+  std::vector<Real> user_biases, item_biases, head, values;
   std::vector<std::int32_t> user, item;
 
   SgdProblem(std::int64_t user_count, std::int64_t item_count, std::int64_t dim, std::int64_t count)
-      : user_count(user_count), item_count(item_count), dim(dim), count(count), users(normal<Real>(user_count * dim, 1)),
-        items(normal<Real>(item_count * dim, 2)), user_biases(normal<Real>(user_count, 3)),
+      : user_count(user_count), item_count(item_count), dim(dim), count(count), users(table(user_count, dim, 1)),
+        items(table(item_count, dim, 2)), user_biases(normal<Real>(user_count, 3)),
         item_biases(normal<Real>(item_count, 4)), head{Real(0.8), Real(0.3)} {
     std::mt19937 random(5);
     for (std::int64_t i = 0; i < count; ++i) {
@@ -93,25 +116,36 @@ struct SgdProblem {
       item.push_back(static_cast<std::int32_t>(i % 3 == 0 ? 0 : random() % item_count));
       values.push_back(static_cast<Real>(random() % 5 / 4.0));
     }
-    for (auto& [table, rows] : {std::pair(&users, user_count), std::pair(&items, item_count)}) {
-      for (Real& value : *table) value /= std::sqrt(static_cast<Real>(dim));
-      for (std::int64_t d = 0; d < dim && rows > 2; ++d) {
-        (*table)[dim + d] = 0;
-        (*table)[2 * dim + d] *= Real(1e-13);
-      }
+  }
+
+  static std::vector<Stored> table(std::int64_t rows, std::int64_t dim, unsigned seed) {
+    std::vector<Stored> stored;
+    for (Real value : normal<Real>(rows * dim, seed)) {
+      const std::int64_t row = std::ssize(stored) / dim;
+      value /= std::sqrt(static_cast<Real>(dim));
+      if (rows > 2 && row == 1) value = 0;
+      if (rows > 2 && row == 2) value *= Real(1e-13);
+      stored.push_back(stored_by_hand<Stored>(value));
     }
+    return stored;
   }
 
   template <class Other>
   explicit SgdProblem(const SgdProblem<Other>& other)
       : user_count(other.user_count), item_count(other.item_count), dim(other.dim), count(other.count),
-        users(other.users.begin(), other.users.end()), items(other.items.begin(), other.items.end()),
         user_biases(other.user_biases.begin(), other.user_biases.end()),
         item_biases(other.item_biases.begin(), other.item_biases.end()), head(other.head.begin(), other.head.end()),
-        values(other.values.begin(), other.values.end()), user(other.user), item(other.item) {}
+        values(other.values.begin(), other.values.end()), user(other.user), item(other.item) {
+    for (const auto value : other.users) users.push_back(metarec::value_of(value));
+    for (const auto value : other.items) items.push_back(metarec::value_of(value));
+  }
 
   bool operator==(const SgdProblem&) const = default;
 };
+
+namespace metarec {
+inline bool operator==(BFloat16 left, BFloat16 right) { return left.bits == right.bits; }
+}  // namespace metarec
 
 // One step from a scale and a bias, which it changes; gives the loss before it.
 inline double step_by_hand(SgdProblem<double>& problem, std::int64_t rating, const metarec::SgdOptions& options,
@@ -144,13 +178,30 @@ inline double step_by_hand(SgdProblem<double>& problem, std::int64_t rating, con
   return loss;
 }
 
-inline double epoch_by_hand(SgdProblem<double>& problem, const metarec::SgdOptions& options) {
+// Rounds a row to what 16 bits hold, by the numbers of a stream.
+inline void round_by_hand(double* row, std::int64_t dim, const SplitMix& random) {
+  for (std::int64_t d = 0; d < dim; ++d) {
+    const auto sum = static_cast<std::uint32_t>((random.state() >> 32) + static_cast<std::uint64_t>(d) * 0x9e3779b9);
+    row[d] = metarec::value_of(stored_by_hand<metarec::BFloat16>(row[d], sum >> 16));
+  }
+}
+
+// Of tables that are stored in a type.
+template <class Stored>
+double epoch_by_hand(SgdProblem<double>& problem, const metarec::SgdOptions& options) {
   double loss = 0;
   for (const auto& blocks : order_by_hand(problem.user, problem.item, problem.user_count, problem.item_count, options.seed)) {
     std::vector<double> total(2);
-    for (const std::vector<std::int64_t>& block : blocks) {
+    for (const auto& [number, ratings] : blocks) {
       std::vector<double> head = problem.head;
-      for (const std::int64_t rating : block) loss += step_by_hand(problem, rating, options, head);
+      for (std::int64_t place = 0; place < std::ssize(ratings); ++place) {
+        const std::int64_t rating = ratings[place], dim = problem.dim;
+        loss += step_by_hand(problem, rating, options, head);
+        if (!std::is_same_v<Stored, metarec::BFloat16>) continue;
+        const std::uint64_t stream = ((2 * number + 1) << 32) + place, of_other_side = std::uint64_t{1} << 32;
+        round_by_hand(problem.users.data() + problem.user[rating] * dim, dim, SplitMix(options.seed, stream));
+        round_by_hand(problem.items.data() + problem.item[rating] * dim, dim, SplitMix(options.seed, stream + of_other_side));
+      }
       total[0] += head[0], total[1] += head[1];
     }
     for (int i = 0; i < 2; ++i) problem.head[i] = total[i] / static_cast<double>(blocks.size());
@@ -158,19 +209,24 @@ inline double epoch_by_hand(SgdProblem<double>& problem, const metarec::SgdOptio
   return loss / static_cast<double>(problem.count);
 }
 
-// Makes an epoch by `run(problem, options)` and by hand, and claims that both come to the same.
-template <class Real, class Run>
-void check_epoch(SgdProblem<Real> problem, const metarec::SgdOptions& options, double tolerance, const Run& run) {
+// Makes an epoch by `run(problem, options)` and by hand, and claims that both come to the same. In 16 bits numbers that
+// differ in the last bit of a float may be rounded to neighbours, but few: of the others' noise a half would be.
+template <class Stored, class Run>
+void check_epoch(SgdProblem<Stored> problem, const metarec::SgdOptions& options, double tolerance, const Run& run) {
   SgdProblem<double> expected(problem);
-  const double loss = run(problem, options), loss_by_hand = epoch_by_hand(expected, options);
+  const double loss = run(problem, options), loss_by_hand = epoch_by_hand<Stored>(expected, options);
   CHECK(problem.count == 0 ? std::isnan(loss) : std::abs(loss - loss_by_hand) < tolerance);
-  const auto check_values = [&](const std::vector<Real>& values, const std::vector<double>& wanted) {
+  std::int64_t equal = 0, different = 0;
+  const auto check_values = [&](const auto& values, const std::vector<double>& wanted) {
     for (std::size_t i = 0; i < values.size(); ++i) {
-      CHECK(std::abs(values[i] - wanted[i]) <= tolerance * (1 + std::abs(wanted[i])));
+      const double value = metarec::value_of(values[i]);
+      CHECK(std::abs(value - wanted[i]) <= tolerance * (1 + std::abs(wanted[i])));
+      ++(value == wanted[i] ? equal : different);
     }
   };
   check_values(problem.users, expected.users);
   check_values(problem.items, expected.items);
+  CHECK(!(std::is_same_v<Stored, metarec::BFloat16>) || 20 * different <= equal);
   check_values(problem.user_biases, expected.user_biases);
   check_values(problem.item_biases, expected.item_biases);
   check_values(problem.head, expected.head);

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from metarec.ops import cosine_scores, cosine_sgd_epoch_, reference
 from metarec.ops.library import NATIVE
-from metarec.testing.ops.cosine_sgd_epoch_ import KINDS, TOLERANCE, problem, samples
+from metarec.testing.ops.cosine_sgd_epoch_ import KINDS, TOLERANCE, Epoch, in_double, problem, samples
+
+TYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
-def copies(args, dtype=None):
-    return [arg.clone().to(dtype if arg.is_floating_point() else arg.dtype) for arg in args]
+def copies(args):
+    return [arg.clone() for arg in args]
 
 
 @pytest.mark.parametrize("sample", list(samples()), ids=str)
@@ -46,12 +48,12 @@ def test_each_step_is_along_the_gradient_of_its_loss(similarity, loss, head_lr):
 def test_blocks_of_a_round_share_nothing_and_an_epoch_takes_each_rating_once(ratings):
     *_, user, item, _ = problem(300, 200, 1, ratings)
     rounds = list(reference.sgd_rounds(user, item, 300, 200, 5))
-    taken = [entry for blocks in rounds for block in blocks for entry in block]
+    taken = [entry for blocks in rounds for block in blocks.values() for entry in block]
     assert sorted(taken) == list(range(ratings))
     assert len(rounds) == (1 if ratings < 2048 else 2 if ratings < 8192 else 8)
     for blocks in rounds:
         for rows in (user, item):
-            named = [set(rows[block].tolist()) for block in blocks]
+            named = [set(rows[block].tolist()) for block in blocks.values()]
             assert len(set().union(*named)) == sum(len(rows_of_block) for rows_of_block in named)
 
 
@@ -67,8 +69,59 @@ def test_the_seed_decides_the_order():
     assert len({str(order) for order in orders}) == 9
 
 
+@pytest.mark.parametrize(("similarity", "loss"), KINDS)
+def test_bfloat16_is_rounded_as_by_the_reference(similarity, loss):
+    # Many steps on each row. Where sums in float32 and float64 differ they may be rounded to neighbours, but few values
+    # are; by the noise of another step or side half of them would be.
+    sample = Epoch(25, 40, 64, 300, similarity, loss, torch.bfloat16)
+    found, expected = (values(*sample.arguments()) for values in (sample.call, sample.expected))
+    for name in ("users", "items"):
+        assert (found[name] != expected[name]).double().mean() < 0.01
+
+
+def planted_factors(rate, epochs, descend):
+    """Descend to a planted model of rank two, from random tables of bfloat16, and give the last loss."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 12, 10
+    planted = [torch.randn(size, 2, generator=generator) for size in sizes]
+    user, item = torch.cartesian_prod(*map(torch.arange, sizes)).T.contiguous()
+    rating = (planted[0] @ planted[1].T).flatten()
+    tables = [torch.randn(size, 8, generator=generator).bfloat16() for size in sizes]
+    others = [torch.zeros(sizes[0]), torch.zeros(sizes[1]), torch.tensor([1.0, 0.0])]
+    options = {"lr": rate, "similarity": "dot", "head_lr": 0.0}
+    for epoch in range(epochs):
+        loss = descend(tables, others, user, item, rating, seed=epoch, **options)
+    return loss
+
+
 @pytest.mark.skipif(not NATIVE, reason="no native kernels in this build")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_steps_are_not_lost_in_bfloat16_as_they_are_to_the_nearest():
+    def to_the_nearest(tables, others, user, item, rating, *, seed, **options):
+        losses = []
+        for entry in torch.randperm(len(rating), generator=torch.Generator().manual_seed(seed)).split(1):
+            moved = [table.float() for table in tables]
+            losses.append(
+                cosine_sgd_epoch_(*moved, *others, user[entry], item[entry], rating[entry], **options)
+            )
+            tables[:] = [table.bfloat16() for table in moved]
+        return torch.stack(losses).mean()
+
+    def in_float32(tables, others, *ratings, **options):
+        tables[:] = [table.float() for table in tables]
+        return cosine_sgd_epoch_(*tables, *others, *ratings, **options)
+
+    def in_bfloat16(tables, others, *ratings, **options):
+        return cosine_sgd_epoch_(*tables, *others, *ratings, **options)
+
+    loss, rounded, lost = (
+        planted_factors(0.0005, 150, descend) for descend in (in_float32, in_bfloat16, to_the_nearest)
+    )
+    assert rounded == pytest.approx(loss, rel=0.1)
+    assert lost > 2 * loss
+
+
+@pytest.mark.skipif(not NATIVE, reason="no native kernels in this build")
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("similarity", "loss"), KINDS)
 def test_bit_equal_for_any_number_of_threads(dtype, similarity, loss, threads):
     runs = []
@@ -132,7 +185,7 @@ def test_biases_alone_reach_ridge_regression():
     torch.testing.assert_close(torch.cat([args[2], args[3], args[4][1:]]), optimum, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", TYPES)
 def test_zero_vectors_stay_and_harm_nothing(dtype):
     args = problem(3, 3, 4, 60, dtype)
     args[0][1], args[1][2] = 0, 0
@@ -141,20 +194,22 @@ def test_zero_vectors_stay_and_harm_nothing(dtype):
     assert all(parameter.isfinite().all() for parameter in args[:5])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", TYPES)
 def test_vectors_too_short_to_have_a_direction_do_not_turn(dtype):
     args = problem(3, 3, 4, 60, dtype)
     args[0][1] *= 1e-13
     args[1][2] *= 1e-13
-    before, doubles = copies(args), copies(args, torch.float64)
+    before, doubles = copies(args), in_double(args)
     cosine_sgd_epoch_(*args, lr=0.1, seed=1)
     reference.cosine_sgd_epoch_(*doubles, 0.1, 0.0, True, False, 1, 0.1)
     assert torch.equal(args[0][1], before[0][1]) and torch.equal(args[1][2], before[1][2])
     for got, wanted in zip(args[:5], doubles[:5], strict=True):
-        torch.testing.assert_close(got.double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        torch.testing.assert_close(
+            got.double(), wanted.double(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+        )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("cosine", [False, True])
 def test_opcheck(dtype, cosine):
     args = problem(4, 3, 5, 12, dtype)
@@ -186,7 +241,7 @@ def test_rows_in_any_order_repeated_or_out_of_range(data):
     )
     args = list(problem(users, items, 2, len(pairs)))
     args[5:7] = torch.tensor(pairs, dtype=index).T.contiguous()
-    before = copies(args, torch.float64)
+    before = copies(args)
     wrong_users = [row for row, _ in pairs if not 0 <= row < users]
     wrong_items = [row for _, row in pairs if not 0 <= row < items]
     if not wrong_users and not wrong_items:
@@ -203,10 +258,15 @@ def test_rows_in_any_order_repeated_or_out_of_range(data):
 @pytest.mark.parametrize(
     ("index", "value", "message"),
     [
-        (0, torch.zeros(3, 2).half(), "users must be float32 or float64, got torch.float16"),
+        (0, torch.zeros(3, 2).half(), "users must be float32, float64 or bfloat16, got torch.float16"),
         (0, torch.zeros(3), r"users must have two dimensions, got shape \[3\]"),
         (1, torch.zeros(2, 4), r"items must be torch.float32 of shape \[2, 2\]"),
         (1, torch.zeros(2, 2).T, "items must be contiguous"),
+        (
+            1,
+            torch.zeros(2, 2).bfloat16(),
+            r"items must be torch.float32 of shape \[2, 2\] .*, got torch.bfloat16",
+        ),
         (2, torch.zeros(2), r"user_biases must be torch.float32 of shape \[3\]"),
         (3, torch.zeros(2).double(), "item_biases must be torch.float32"),
         (4, torch.zeros(1), r"head must be torch.float32 of shape \[2\]"),
@@ -219,6 +279,30 @@ def test_rows_in_any_order_repeated_or_out_of_range(data):
 )
 def test_bad_arguments_are_named(index, value, message):
     args = [torch.ones(3, 2), torch.ones(2, 2), torch.ones(3), torch.ones(2), torch.ones(2)]
+    args += [torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2)]
+    args[index] = value
+    with pytest.raises(ValueError, match=message):
+        cosine_sgd_epoch_(*args, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (1, torch.ones(2, 2), "items must be torch.bfloat16 .*, got torch.float32"),
+        (2, torch.ones(3).bfloat16(), "user_biases must be torch.float32 .*, got torch.bfloat16"),
+        (3, torch.ones(2).bfloat16(), "item_biases must be torch.float32 .*, got torch.bfloat16"),
+        (4, torch.ones(2).bfloat16(), "head must be torch.float32 .*, got torch.bfloat16"),
+        (7, torch.ones(2).bfloat16(), "rating must be torch.float32 .*, got torch.bfloat16"),
+    ],
+)
+def test_what_stands_beside_bfloat16_is_float32(index, value, message):
+    args = [
+        torch.ones(3, 2).bfloat16(),
+        torch.ones(2, 2).bfloat16(),
+        torch.ones(3),
+        torch.ones(2),
+        torch.ones(2),
+    ]
     args += [torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2)]
     args[index] = value
     with pytest.raises(ValueError, match=message):

@@ -50,6 +50,12 @@ class Shuffle {
 
 inline constexpr std::uint64_t kUserStream = 0, kItemStream = 1, kRoundStream = 2, kBlockStreams = 3;
 
+// The stream of the noise that rounds a row after a step, in tables of 16 bits: of each place in each block, for each
+// side, which is kUserStream or kItemStream. Those of the shuffles are below.
+METAREC_HOST_DEVICE constexpr std::uint64_t sgd_step_stream(std::int64_t block, std::int64_t place, std::uint64_t side) {
+  return ((2 * static_cast<std::uint64_t>(block) + side + 1) << 32) + static_cast<std::uint64_t>(place);
+}
+
 // The group of a row, at random but so that groups have about as many ratings each: `before` is how many of the ratings
 // are of rows before it in shuffled order.
 METAREC_HOST_DEVICE inline std::int64_t sgd_group(std::int64_t before, std::int64_t groups, std::int64_t ratings) {

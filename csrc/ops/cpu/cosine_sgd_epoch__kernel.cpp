@@ -12,10 +12,11 @@ Tensor epoch(Tensor users, Tensor items, Tensor user_biases, Tensor item_biases,
   for (Tensor* tensor : {&user, &item, &rating}) *tensor = dense(*tensor);
   const SgdOptions options = sgd_options(lr, l2, cosine, logistic, seed, head_lr);
   const Tensor loss = torch::stable::new_empty(users, {}, ScalarType::Double);
-  with_real(users, [&]<class Real>(Real) {
-    mutable_values<double>(loss)[0] = cosine_sgd_epoch<Real>(
-        {users.size(1), mutable_values<Real>(users), mutable_values<Real>(items), mutable_values<Real>(user_biases),
-         mutable_values<Real>(item_biases), mutable_values<Real>(head)},
+  with_stored(users, [&]<class Stored>(Stored) {
+    using Real = Arithmetic<Stored>;
+    mutable_values<double>(loss)[0] = cosine_sgd_epoch<Stored>(
+        {users.size(1), mutable_values<Stored>(users), mutable_values<Stored>(items),
+         mutable_values<Real>(user_biases), mutable_values<Real>(item_biases), mutable_values<Real>(head)},
         {rows_of(user), rows_of(item), values<Real>(rating)}, options, torch_threads());
   });
   return loss;

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from metarec.ops.reference.cosine_scores import NORM_EPSILON
 from metarec.ops.reference.indices import check_rows
-from metarec.ops.reference.random import MASK, STEP, split_mix, stream_state
+from metarec.ops.reference.random import (
+    MASK,
+    STEP,
+    round_stochastically,
+    row_noise,
+    split_mix,
+    stream_state,
+)
 
 
 class _Random:
@@ -36,8 +43,10 @@ def _groups_of(named: Tensor, rows: int, groups: int, random: _Random) -> list[i
     return group
 
 
-def sgd_rounds(user: Tensor, item: Tensor, users: int, items: int, seed: int) -> Iterator[list[list[int]]]:
-    """Give the rounds of an epoch: each a list of blocks, which share neither users nor items, of ratings in order."""
+def sgd_rounds(
+    user: Tensor, item: Tensor, users: int, items: int, seed: int
+) -> Iterator[dict[int, list[int]]]:
+    """Give the rounds of an epoch: blocks by their number, which share neither users nor items, of ratings in order."""
     groups = 1
     while groups < 64 and 4 * groups * groups * 512 <= user.numel():
         groups *= 2
@@ -48,7 +57,12 @@ def sgd_rounds(user: Tensor, item: Tensor, users: int, items: int, seed: int) ->
         blocks[user_group[row] * groups + item_group[column]].append(entry)
     for offset in _Random(seed, 2).shuffle(list(range(groups))):
         indices = [group * groups + (group + offset) % groups for group in range(groups)]
-        yield [_Random(seed, 3 + index).shuffle(blocks[index]) for index in indices]
+        yield {index: _Random(seed, 3 + index).shuffle(blocks[index]) for index in indices}
+
+
+def _step_noise(seed: int, block: int, place: int, dim: int) -> Tensor:
+    """Give the noise that rounds the user's and the item's row, ``[2, dim]``, after the step at a place of a block."""
+    return row_noise(seed, [(2 * block + side + 1 << 32) + place for side in (0, 1)], dim)
 
 
 def cosine_sgd_epoch_(
@@ -79,17 +93,21 @@ def cosine_sgd_epoch_(
     loss = torch.zeros((), dtype=torch.float64, device=users.device)
     for blocks in sgd_rounds(user, item, users.size(0), items.size(0), seed):
         heads = head.repeat(len(blocks), 1)
-        for own_head, block in zip(heads, blocks, strict=True):
-            for entry in block:
+        for own_head, (block, entries) in zip(heads, blocks.items(), strict=True):
+            for place, entry in enumerate(entries):
                 row, column = int(user[entry]), int(item[entry])
-                rows, biases = (users[row], items[column]), (user_biases[row], item_biases[column])
+                rows = torch.stack([users[row], items[column]]).to(head.dtype)
+                biases = user_biases[row], item_biases[column]
                 loss += _sgd_step(rows, biases, own_head, rating[entry], lr, l2, cosine, logistic, head_lr)
+                if users.dtype == torch.bfloat16:
+                    rows = round_stochastically(rows.float(), _step_noise(seed, block, place, users.size(1)))
+                users[row], items[column] = rows
         head.copy_(heads.mean(0))
     return loss / rating.numel()
 
 
 def _sgd_step(
-    rows: tuple[Tensor, Tensor],
+    rows: Tensor,
     biases: tuple[Tensor, Tensor],
     head: Tensor,
     rating: Tensor,
@@ -99,8 +117,8 @@ def _sgd_step(
     logistic: bool,
     head_lr: float,
 ) -> Tensor:
-    """Make one step, on views of the parameters, and give the loss before it."""
-    u, v = (row.clone() for row in rows)
+    """Make one step, on rows in the type of arithmetic and views of the rest, and give the loss before it."""
+    u, v = rows.clone().unbind()
     product = u @ v
     norms = [torch.linalg.vector_norm(row) for row in (u, v)]
     lengths = [norm.clamp_min(NORM_EPSILON) for norm in norms] if cosine else [1.0, 1.0]
