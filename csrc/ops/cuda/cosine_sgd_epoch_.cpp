@@ -35,6 +35,7 @@ std::tuple<Tensor, Tensor> sorted_blocks(const cuda::Stream& stream, const cuda:
 
 Tensor epoch(Tensor users, Tensor items, Tensor user_biases, Tensor item_biases, Tensor head, Tensor user, Tensor item,
              Tensor rating, double lr, double l2, bool cosine, bool logistic, std::int64_t seed, double head_lr) {
+  STD_TORCH_CHECK(users.scalar_type() != ScalarType::BFloat16, "cosine_sgd_epoch_: no tables of bfloat16 on CUDA");
   const CurrentStream current(users);
   const cuda::Stream& stream = current;
   for (Tensor* tensor : {&user, &item, &rating}) *tensor = dense(*tensor);
