@@ -91,7 +91,7 @@ def planted_factors(rate, epochs, descend):
     options = {"lr": rate, "similarity": "dot", "head_lr": 0.0}
     for epoch in range(epochs):
         loss = descend(tables, others, user, item, rating, seed=epoch, **options)
-    return loss
+    return loss.item()
 
 
 @pytest.mark.skipif(not NATIVE, reason="no native kernels in this build")
