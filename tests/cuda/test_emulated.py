@@ -107,6 +107,19 @@ PLANTED = [
         "does not hold",
     ),
     (
+        "embedding_update__kernel.cuh",
+        "static_cast<std::uint64_t>(row)) {}",
+        "static_cast<std::uint64_t>(row + 1)) {}",
+        "is_rounded",
+    ),
+    # Sums of gradients in 16 bits.
+    (
+        "embedding_update__kernel.cuh",
+        "total.values[w] += load(pack.values[w]);",
+        "total.values[w] = load(store<Stored>(total.values[w] + load(pack.values[w])));",
+        "is_rounded",
+    ),
+    (
         "cosine_sgd_epoch__kernel.cuh",
         "    __syncwarp();\n    const StepSlope",
         "    const StepSlope",

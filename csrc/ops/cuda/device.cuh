@@ -77,9 +77,9 @@ __device__ __forceinline__ Stored store(float value, unsigned noise) {
   return {static_cast<std::uint16_t>((bits + noise) >> 16)};
 }
 
-// Neighbouring values that are read and written at once.
+// Neighbouring values that are read and written at once, or by 16 bytes.
 template <class Stored, int kCount>
-struct alignas(sizeof(Stored) * kCount) Pack {
+struct alignas(sizeof(Stored) * kCount < 16 ? sizeof(Stored) * kCount : 16) Pack {
   Stored values[kCount];
 };
 

@@ -10,23 +10,24 @@ namespace metarec::ops {
 namespace {
 
 void update(Tensor table, std::vector<Tensor> state, Tensor rows, Tensor gradients, std::string rule, double lr,
-            double l2, double weight_decay, double beta1, double beta2, double eps, std::optional<std::int64_t>) {
-  STD_TORCH_CHECK(table.scalar_type() != ScalarType::BFloat16, "embedding_update_: no bfloat16 on CUDA yet");
+            double l2, double weight_decay, double beta1, double beta2, double eps, std::optional<std::int64_t> seed) {
   const CurrentStream stream(table);
   rows = dense(rows);
   gradients = dense(gradients);
   const auto [sorted, order] = sorted_rows(stream, rows, table.size(0));
   const std::int64_t dim = table.size(1), count = rows.numel();
-  const Tensor heads = torch::stable::new_empty(table, {cuda::update_heads(dim, count)});
-  with_real(table, [&]<class Real>(Real) {
-    const cuda::RowUpdates<Real> updates{dim,
-                                         count,
-                                         mutable_data<Real>(table),
-                                         data<std::int32_t>(sorted),
-                                         data<std::int64_t>(order),
-                                         data<Real>(gradients),
-                                         {lr, l2, weight_decay},
-                                         mutable_data<Real>(heads)};
+  const Tensor heads = torch::stable::new_empty(table, {cuda::update_heads(dim, count)}, arithmetic_type(table));
+  with_stored(table, [&]<class Stored>(Stored) {
+    using Real = Arithmetic<Stored>;
+    const cuda::RowUpdates<Stored> updates{dim,
+                                           count,
+                                           mutable_data<Stored>(table),
+                                           data<std::int32_t>(sorted),
+                                           data<std::int64_t>(order),
+                                           data<Stored>(gradients),
+                                           {lr, l2, weight_decay},
+                                           seed.value_or(-1),
+                                           mutable_data<Real>(heads)};
     const auto step = [&](const auto& chosen) { cuda::embedding_update<cuda::Stream>(stream, updates, chosen); };
     if (rule == "adam") {
       step(cuda::AdamRule<Real>(beta1, beta2, eps, mutable_data<Real>(state[0]), mutable_data<Real>(state[1]),

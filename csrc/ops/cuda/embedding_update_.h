@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "metarec/bfloat16.h"
 #include "stream.h"
 
 namespace metarec::cuda {
@@ -39,15 +40,18 @@ struct UpdateRates {
       : lr(static_cast<Real>(lr)), l2(static_cast<Real>(l2)), kept(static_cast<Real>(1 - lr * weight_decay)) {}
 };
 
-// A table, and gradients that have been sorted by their rows of it, stably.
-template <class Real>
+// A table, and gradients that have been sorted by their rows of it, stably. Stored is float, double or BFloat16.
+template <class Stored>
 struct RowUpdates {
+  using Real = Arithmetic<Stored>;
+
   std::int64_t dim, count;
-  Real* table;                // [rows, dim]
+  Stored* table;              // [rows, dim]
   const std::int32_t* rows;   // [count], ascending
   const std::int64_t* order;  // [count], the gradient that stands there
-  const Real* gradients;      // [count, dim]
+  const Stored* gradients;    // [count, dim]
   UpdateRates<Real> rates;
+  std::int64_t seed;          // of stochastic rounding to BFloat16; negative: to the nearest
   Real* heads;                // workspace of this size:
 };
 
@@ -58,7 +62,7 @@ constexpr std::int64_t update_heads(std::int64_t dim, std::int64_t count) {
 }
 
 // Launch is Stream, or what the tests have in its place. Rule is one of the above.
-template <class Launch, class Real, class Rule>
-void embedding_update(const Launch& launch, const RowUpdates<Real>& updates, const Rule& rule);
+template <class Launch, class Stored, class Rule>
+void embedding_update(const Launch& launch, const RowUpdates<Stored>& updates, const Rule& rule);
 
 }  // namespace metarec::cuda

@@ -8,13 +8,15 @@
 //
 // Bytes, per gradient of d floats with a share r of distinct rows: 4 d + 12 for the gradient and its place, and r 8 d
 // (Adam: r 24 d) for table and state; heads add at most 8 d / 32. Fewer than one operation per byte: memory decides. Where
-// d allows accesses are of 16 bytes, those of a row are whole sectors, and four gradients of a run are on their way at a
+// d allows accesses are of 16 bytes (two of a pack of state beside one of BFloat16), those of a row are whole sectors, and four gradients of a run are on their way at a
 // time. Planned: 70 % of the bandwidth from some 10^5 gradients on; fewer do not fill the device. Row-wise Adagrad
-// sums a run twice, for the square and for the step; the second time it lies in the first-level cache.
+// sums a run twice, for the square and for the step; the second time it lies in the first-level cache. Of BFloat16, per
+// gradient 2 d + 12, and r 4 d (Adam: r 20 d); sums and state are floats.
 #pragma once
 
 #include "device.cuh"
 #include "embedding_update_.h"
+#include "metarec/random.h"
 
 namespace metarec::cuda {
 
@@ -27,7 +29,8 @@ struct Heads {
   Real* first;   // [chunks, dim]
   Real* second;  // [chunks of chunks, dim]
 
-  explicit Heads(const RowUpdates<Real>& updates)
+  template <class Stored>
+  explicit Heads(const RowUpdates<Stored>& updates)
       : first(updates.heads), second(updates.heads + ceil_div(updates.count, kUpdateChunk) * updates.dim) {}
 };
 
@@ -40,22 +43,24 @@ __device__ __forceinline__ std::int64_t run_end(const std::int32_t* rows, std::i
 }
 
 // Adds vectors [begin, end), one after the other, at a pack of columns. `order` says which vectors, or null: these.
-template <int kWidth, class Real>
-__device__ __forceinline__ void add_vectors(Pack<Real, kWidth>& total, const Real* values, const std::int64_t* order,
+template <int kWidth, class Stored, class Real = Arithmetic<Stored>>
+__device__ __forceinline__ void add_vectors(Pack<Real, kWidth>& total, const Stored* values, const std::int64_t* order,
                                             std::int64_t begin, std::int64_t end, std::int64_t dim,
                                             std::int64_t column) {
 #pragma unroll 4
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t at = order != nullptr ? order[i] : i;
-    const auto pack = *reinterpret_cast<const Pack<Real, kWidth>*>(values + at * dim + column);
+    const auto pack = *reinterpret_cast<const Pack<Stored, kWidth>*>(values + at * dim + column);
 #pragma unroll
-    for (int w = 0; w < kWidth; ++w) total.values[w] += pack.values[w];
+    for (int w = 0; w < kWidth; ++w) total.values[w] += load(pack.values[w]);
   }
 }
 
 // A group of lanes per chunk of entries.
-template <class Real, int kWidth>
-__global__ void __launch_bounds__(kUpdateThreads) sum_heads(RowUpdates<Real> updates, Heads<Real> heads, int lanes) {
+template <class Stored, int kWidth>
+__global__ void __launch_bounds__(kUpdateThreads)
+    sum_heads(RowUpdates<Stored> updates, Heads<Arithmetic<Stored>> heads, int lanes) {
+  using Real = Arithmetic<Stored>;
   const LaneGroup group(lanes);
   const std::int64_t chunk = (std::int64_t{blockIdx.x} * kUpdateThreads + threadIdx.x) / lanes;
   const std::int64_t begin = chunk * kUpdateChunk;
@@ -69,9 +74,10 @@ __global__ void __launch_bounds__(kUpdateThreads) sum_heads(RowUpdates<Real> upd
 }
 
 // A group of lanes per chunk of heads. A head belongs to a run where its chunk begins with it.
-template <class Real, int kWidth>
+template <class Stored, int kWidth>
 __global__ void __launch_bounds__(kUpdateThreads)
-    sum_heads_of_heads(RowUpdates<Real> updates, Heads<Real> heads, int lanes) {
+    sum_heads_of_heads(RowUpdates<Stored> updates, Heads<Arithmetic<Stored>> heads, int lanes) {
+  using Real = Arithmetic<Stored>;
   const LaneGroup group(lanes);
   const std::int64_t chunk = (std::int64_t{blockIdx.x} * kUpdateThreads + threadIdx.x) / lanes;
   const std::int64_t begin = chunk * kUpdateChunk;
@@ -106,15 +112,15 @@ struct Run {
   }
 
   // The gradient of the row, penalty and all, at a pack of columns that holds `value`.
-  template <int kWidth, class Real>
-  __device__ __forceinline__ Pack<Real, kWidth> gradient(const RowUpdates<Real>& updates, const Heads<Real>& heads,
-                                                         std::int64_t column, const Pack<Real, kWidth>& value) const {
+  template <int kWidth, class Stored, class Real = Arithmetic<Stored>>
+  __device__ __forceinline__ Pack<Real, kWidth> gradient(const RowUpdates<Stored>& updates, const Heads<Real>& heads,
+                                                         std::int64_t column, const Pack<Stored, kWidth>& value) const {
     Pack<Real, kWidth> total{};
     add_vectors(total, updates.gradients, updates.order, begin, end, updates.dim, column);
     add_vectors<kWidth, Real>(total, heads.first, nullptr, first_begin, first_end, updates.dim, column);
     add_vectors<kWidth, Real>(total, heads.second, nullptr, second_begin, second_end, updates.dim, column);
 #pragma unroll
-    for (int w = 0; w < kWidth; ++w) total.values[w] += updates.rates.l2 * value.values[w];
+    for (int w = 0; w < kWidth; ++w) total.values[w] += updates.rates.l2 * load(value.values[w]);
     return total;
   }
 };
@@ -162,15 +168,15 @@ constexpr bool kNeedsSquares = false;
 template <class Real>
 constexpr bool kNeedsSquares<AdagradRule<Real>> = true;
 
-template <class Real>
-__device__ ScaledStep<Real> begin_step(const SgdRule<Real>&, std::int32_t, const RowUpdates<Real>& updates, Real,
+template <class Real, class Stored>
+__device__ ScaledStep<Real> begin_step(const SgdRule<Real>&, std::int32_t, const RowUpdates<Stored>& updates, Real,
                                        const LaneGroup&) {
   return {updates.rates.lr};
 }
 
-template <class Real>
-__device__ ScaledStep<Real> begin_step(const AdagradRule<Real>& rule, std::int32_t row, const RowUpdates<Real>& updates,
-                                       Real mean_square, const LaneGroup& group) {
+template <class Real, class Stored>
+__device__ ScaledStep<Real> begin_step(const AdagradRule<Real>& rule, std::int32_t row,
+                                       const RowUpdates<Stored>& updates, Real mean_square, const LaneGroup& group) {
   const Real total = rule.sums[row] + mean_square;
   __syncwarp(group.mask);
   if (group.lane == 0) rule.sums[row] = total;
@@ -178,9 +184,9 @@ __device__ ScaledStep<Real> begin_step(const AdagradRule<Real>& rule, std::int32
 }
 
 // 1 - beta^t by expm1, which keeps its digits where beta^t is near 1.
-template <class Real>
-__device__ AdamStep<Real> begin_step(const AdamRule<Real>& rule, std::int32_t row, const RowUpdates<Real>& updates, Real,
-                                     const LaneGroup& group) {
+template <class Real, class Stored>
+__device__ AdamStep<Real> begin_step(const AdamRule<Real>& rule, std::int32_t row, const RowUpdates<Stored>& updates,
+                                     Real, const LaneGroup& group) {
   const std::int32_t step = rule.steps[row] + 1;
   __syncwarp(group.mask);
   if (group.lane == 0) rule.steps[row] = step;
@@ -192,11 +198,31 @@ __device__ AdamStep<Real> begin_step(const AdamRule<Real>& rule, std::int32_t ro
           rule.rest2, rule.eps, rule.means + at, rule.squares + at};
 }
 
+// What a value of a row is stored as.
+template <class Stored>
+struct RowRounding {
+  __device__ RowRounding(const RowUpdates<Stored>&, std::int32_t) {}
+  __device__ Stored operator()(Stored value, std::int64_t) const { return value; }
+};
+
+template <>
+struct RowRounding<BFloat16> {
+  bool stochastic;
+  RowNoise noise;
+
+  __device__ RowRounding(const RowUpdates<BFloat16>& updates, std::int32_t row)
+      : stochastic(updates.seed >= 0), noise(static_cast<std::uint64_t>(updates.seed), static_cast<std::uint64_t>(row)) {}
+  __device__ BFloat16 operator()(float value, std::int64_t column) const {
+    return stochastic ? store<BFloat16>(value, noise(column)) : store<BFloat16>(value);
+  }
+};
+
 // Makes the steps of the runs that begin in a chunk, a group of lanes per chunk.
-template <class Real, class Rule, int kWidth>
+template <class Stored, class Rule, int kWidth>
 __global__ void __launch_bounds__(kUpdateThreads, 4)
-    update_rows(RowUpdates<Real> updates, Heads<Real> heads, Rule rule, int lanes) {
-  using Values = Pack<Real, kWidth>;
+    update_rows(RowUpdates<Stored> updates, Heads<Arithmetic<Stored>> heads, Rule rule, int lanes) {
+  using Real = Arithmetic<Stored>;
+  using Values = Pack<Stored, kWidth>;
   const LaneGroup group(lanes);
   const std::int64_t chunk = (std::int64_t{blockIdx.x} * kUpdateThreads + threadIdx.x) / lanes;
   const std::int64_t stop = min((chunk + 1) * kUpdateChunk, updates.count);
@@ -206,45 +232,49 @@ __global__ void __launch_bounds__(kUpdateThreads, 4)
   while (start < stop) {
     const Run run(updates.rows, updates.count, start, chunk);
     const std::int32_t row = updates.rows[start];
-    Real* const table = updates.table + row * updates.dim;
+    Stored* const table = updates.table + row * updates.dim;
     Real square = 0;
     if constexpr (kNeedsSquares<Rule>) {
       for (std::int64_t column = group.lane * kWidth; column < updates.dim; column += lanes * kWidth) {
-        const Values g = run.gradient(updates, heads, column, *reinterpret_cast<const Values*>(table + column));
+        const auto g = run.gradient(updates, heads, column, *reinterpret_cast<const Values*>(table + column));
 #pragma unroll
         for (int w = 0; w < kWidth; ++w) square += g.values[w] * g.values[w];
       }
       square = group.sum(square) / static_cast<Real>(max(updates.dim, std::int64_t{1}));
     }
     const auto step = begin_step(rule, row, updates, square, group);
+    const RowRounding<Stored> rounded(updates, row);
     for (std::int64_t column = group.lane * kWidth; column < updates.dim; column += lanes * kWidth) {
       Values& place = *reinterpret_cast<Values*>(table + column);
       Values value = place;
-      const Values change = step(column, run.gradient(updates, heads, column, value));
+      const auto change = step(column, run.gradient(updates, heads, column, value));
 #pragma unroll
-      for (int w = 0; w < kWidth; ++w) value.values[w] = updates.rates.kept * value.values[w] - change.values[w];
+      for (int w = 0; w < kWidth; ++w) {
+        const Real kept = updates.rates.kept * load(value.values[w]);
+        value.values[w] = rounded(kept - change.values[w], column + w);
+      }
       place = value;
     }
     start = run.end;
   }
 }
 
-template <class Launch, class Real, class Rule>
-void embedding_update(const Launch& launch, const RowUpdates<Real>& updates, const Rule& rule) {
+template <class Launch, class Stored, class Rule>
+void embedding_update(const Launch& launch, const RowUpdates<Stored>& updates, const Rule& rule) {
   if (updates.count == 0) return;
-  const Heads<Real> heads(updates);
+  const Heads<Arithmetic<Stored>> heads(updates);
   const std::int64_t chunks = ceil_div(updates.count, kUpdateChunk);
   const auto with_width = [&]<int kWidth>(std::integral_constant<int, kWidth>) {
     const int lanes = lanes_for(ceil_div(updates.dim, kWidth));
     const auto grid = [&](std::int64_t groups) {
       return Grid{ceil_div(groups * lanes, kUpdateThreads), kUpdateThreads};
     };
-    launch(grid(chunks), sum_heads<Real, kWidth>, updates, heads, lanes);
-    launch(grid(ceil_div(chunks, kUpdateChunk)), sum_heads_of_heads<Real, kWidth>, updates, heads, lanes);
-    launch(grid(chunks), update_rows<Real, Rule, kWidth>, updates, heads, rule, lanes);
+    launch(grid(chunks), sum_heads<Stored, kWidth>, updates, heads, lanes);
+    launch(grid(ceil_div(chunks, kUpdateChunk)), sum_heads_of_heads<Stored, kWidth>, updates, heads, lanes);
+    launch(grid(chunks), update_rows<Stored, Rule, kWidth>, updates, heads, rule, lanes);
   };
   if (has_wide_rows(updates.table, updates.dim) && has_wide_rows(updates.gradients, updates.dim)) {
-    with_width(std::integral_constant<int, kWidest<Real>>{});
+    with_width(std::integral_constant<int, kWidest<Stored>>{});
   } else {
     with_width(std::integral_constant<int, 1>{});
   }
