@@ -116,12 +116,12 @@ def cosine_sgd_epoch_(
     similarity : {"cosine", "dot"}
         Cosine needs the squared norms besides.
     itemsize, index : int
-        Bytes of a value, and of the number of a user or an item.
+        Bytes of a value, and of the number of a user or an item. Beside bfloat16 the biases and ratings are float32.
     """
     products = 3 if similarity == "cosine" else 1
     # a u + b v takes three operations a value, of either row.
     return Work(
-        ratings * (2 * index + itemsize) + 2 * rows * (dim + 1) * itemsize,
+        ratings * (2 * index + max(itemsize, 4)) + 2 * rows * (dim * itemsize + max(itemsize, 4)),
         (2 * products + 6) * dim * ratings,
     )
 

@@ -448,6 +448,10 @@ def test_cosine_sgd_epoch(roofline, similarity) -> None:
         operations, rel=0.06
     )  # some 30 per rating do not depend on the length
     assert work.bytes == nbytes(*arguments) + nbytes(*learnt)
+    half = [table.bfloat16() for table in (users, items)] + [bias.float() for bias in biases]
+    cosine_sgd_epoch_(*half, head.float(), user, item, rating, lr=lr, l2=l2, similarity=similarity)
+    work = roofline.cosine_sgd_epoch_(3, 5, 64, similarity=similarity, itemsize=2)
+    assert work.bytes == 2 * nbytes(*half) + nbytes(user, item, rating)
 
 
 def test_cosine_topk(roofline) -> None:

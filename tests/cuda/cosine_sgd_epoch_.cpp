@@ -10,6 +10,7 @@
 
 namespace {
 
+using metarec::BFloat16;
 using metarec::RatingLoss;
 using metarec::SgdOptions;
 using metarec::Similarity;
@@ -54,8 +55,9 @@ struct SortedBlocks {
   }
 };
 
-template <class Real>
-double epoch(SgdProblem<Real>& problem, const SgdOptions& options, const Emulated& launch) {
+template <class Stored>
+double epoch(SgdProblem<Stored>& problem, const SgdOptions& options, const Emulated& launch) {
+  using Real = metarec::Arithmetic<Stored>;
   const cuda::SgdEntries entries{problem.user_count,  problem.item_count,  problem.count,
                                  options.seed,        problem.user.data(), problem.item.data()};
   const SortedBlocks sorted(launch, entries);
@@ -66,12 +68,12 @@ double epoch(SgdProblem<Real>& problem, const SgdOptions& options, const Emulate
   simt::Output<cuda::SgdHead<Real>> heads(blocks);
   simt::Output<double> losses(blocks), loss(1);
   cuda::SgdHead<Real> head{problem.head[0], problem.head[1]};
-  const cuda::SgdModel<Real> model{problem.dim,
-                                   problem.users.data(),
-                                   problem.items.data(),
-                                   problem.user_biases.data(),
-                                   problem.item_biases.data(),
-                                   &head};
+  const cuda::SgdModel<Stored> model{problem.dim,
+                                     problem.users.data(),
+                                     problem.items.data(),
+                                     problem.user_biases.data(),
+                                     problem.item_biases.data(),
+                                     &head};
   const cuda::SgdBlocks<Real> in_blocks{sorted.blocks.data(), sorted.order.data(), swaps.view(), begins.data(),
                                         ratings.data(),       heads.data(),        losses.data()};
   cuda::cosine_sgd_epoch(launch, model, entries, problem.values.data(), in_blocks, options, loss.data());
@@ -79,14 +81,14 @@ double epoch(SgdProblem<Real>& problem, const SgdOptions& options, const Emulate
   return loss.written()[0];
 }
 
-template <class Real>
+template <class Stored>
 void test_epochs(double tolerance) {
   std::uint64_t seed = 0;
   for (const RatingLoss loss : {RatingLoss::squared, RatingLoss::logistic}) {
     for (const Similarity similarity : {Similarity::cosine, Similarity::dot}) {
       for (const auto& [users, items, dim, ratings] : kShapes) {
         const SgdOptions options{0.05, 0.1, similarity, loss, ++seed, 0.02};
-        check_epoch(SgdProblem<Real>(users, items, dim, ratings), options, tolerance,
+        check_epoch(SgdProblem<Stored>(users, items, dim, ratings), options, tolerance,
                     [&](auto& problem, const SgdOptions& options) { return epoch(problem, options, {seed}); });
       }
     }
@@ -103,7 +105,7 @@ void test_four_groups() {
 // One user is in one group of two.
 void test_blocks_without_ratings() {
   const SgdOptions options{.lr = 0.05, .l2 = 0.1, .seed = 4};
-  check_epoch(SgdProblem<float>(1, 30, 2, 2048), options, 2e-5,
+  check_epoch(SgdProblem<BFloat16>(1, 30, 2, 2048), options, 0x1p-7,
               [](auto& problem, const SgdOptions& options) { return epoch(problem, options, {4}); });
   const std::vector<std::int16_t> blocks{1, 1, 3};
   simt::Output<std::int32_t> begins(6);
@@ -111,8 +113,9 @@ void test_blocks_without_ratings() {
   CHECK(std::ranges::equal(begins.written(), std::array{0, 0, 2, 2, 3, 3}));
 }
 
+template <class Stored>
 void test_the_order_of_threads_changes_nothing() {
-  SgdProblem<float> first(20, 30, 12, 200), second = first;
+  SgdProblem<Stored> first(20, 30, 12, 200), second = first;
   const SgdOptions options{0.05, 0.1, Similarity::cosine, RatingLoss::logistic, 5};
   const double loss = epoch(first, options, {1}), same = epoch(second, options, {2});
   CHECK(loss == same && first == second);
@@ -127,10 +130,9 @@ void test_the_end_of_an_epoch_of_64_groups() {
   for (std::int64_t i = 0; i < groups * groups; ++i) heads.push_back({values[2 * i], values[2 * i + 1]});
   cuda::SgdHead<double> head;
   double loss = 0, scale = 0, bias = 0;
-  cuda::SgdModel<double> model{};
   cuda::SgdBlocks<double> blocks{};
-  model.head = &head, blocks.heads = heads.data(), blocks.losses = losses.data();
-  Emulated{1}({1, cuda::kWarp}, cuda::finish_epoch<double>, model, blocks, groups, 1000, &loss);
+  blocks.heads = heads.data(), blocks.losses = losses.data();
+  Emulated{1}({1, cuda::kWarp}, cuda::finish_epoch<double>, blocks, groups, 1000, &head, &loss);
   for (std::size_t i = heads.size() - groups; i < heads.size(); ++i) scale += heads[i].scale, bias += heads[i].bias;
   CHECK(std::abs(head.scale - scale / groups) < 1e-14 && std::abs(head.bias - bias / groups) < 1e-14);
   CHECK(std::abs(loss - std::accumulate(losses.begin(), losses.end(), 0.) / 1000) < 1e-13);
@@ -151,9 +153,11 @@ void test_ratings_that_are_none_stop_the_kernel() {
 int main() {
   test_epochs<float>(2e-5);
   test_epochs<double>(1e-12);
+  test_epochs<BFloat16>(0x1p-7);
   test_four_groups();
   test_blocks_without_ratings();
-  test_the_order_of_threads_changes_nothing();
+  test_the_order_of_threads_changes_nothing<float>();
+  test_the_order_of_threads_changes_nothing<BFloat16>();
   test_the_end_of_an_epoch_of_64_groups();
   test_ratings_that_are_none_stop_the_kernel();
 }

@@ -126,6 +126,14 @@ PLANTED = [
         "does not hold",
     ),
     ("cosine_sgd_epoch__kernel.cuh", "shares = own >= left;", "shares = own > left;", "does not hold"),
+    # The noise of 16 bits: of the other side, and of one step for all that follow.
+    (
+        "cosine_sgd_epoch__kernel.cuh",
+        "right_noise(seed, sgd_step_stream(block, place, kItemStream))",
+        "right_noise(seed, sgd_step_stream(block, place, kUserStream))",
+        "does not hold",
+    ),
+    ("cosine_sgd_epoch__kernel.cuh", "place = at - begin + own;", "place = own;", "does not hold"),
     # What holds only where swaps are followed back in their order, which lists do not keep.
     ("cosine_sgd_epoch__kernel.cuh", "nearest = min(nearest, swap);", "nearest = swap;", "was not written"),
     (

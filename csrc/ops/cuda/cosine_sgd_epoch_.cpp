@@ -35,7 +35,6 @@ std::tuple<Tensor, Tensor> sorted_blocks(const cuda::Stream& stream, const cuda:
 
 Tensor epoch(Tensor users, Tensor items, Tensor user_biases, Tensor item_biases, Tensor head, Tensor user, Tensor item,
              Tensor rating, double lr, double l2, bool cosine, bool logistic, std::int64_t seed, double head_lr) {
-  STD_TORCH_CHECK(users.scalar_type() != ScalarType::BFloat16, "cosine_sgd_epoch_: no tables of bfloat16 on CUDA");
   const CurrentStream current(users);
   const cuda::Stream& stream = current;
   for (Tensor* tensor : {&user, &item, &rating}) *tensor = dense(*tensor);
@@ -55,19 +54,20 @@ Tensor epoch(Tensor users, Tensor items, Tensor user_biases, Tensor item_biases,
   const auto [blocks, order] = sorted_blocks(stream, entries, users);
   const std::int64_t groups = entries.groups();
   const Tensor swaps = empty_swaps(users, count), begins = new_empty(users, {groups * groups + 1}, ScalarType::Int);
-  const Tensor heads = new_empty(users, {groups * groups, 2});
+  const Tensor heads = new_empty(head, {groups * groups, 2});
   const Tensor losses = new_empty(users, {groups * groups}, ScalarType::Double);
   const Tensor loss = new_empty(users, {}, ScalarType::Double);
-  with_real(users, [&, &blocks = blocks, &order = order]<class Real>(Real) {
+  with_stored(users, [&, &blocks = blocks, &order = order]<class Stored>(Stored) {
+    using Real = Arithmetic<Stored>;
     using Rating = cuda::SgdRating<Real>;
     using Head = cuda::SgdHead<Real>;
     const Tensor ratings = new_empty(users, {count, static_cast<std::int64_t>(sizeof(Rating))}, ScalarType::Byte);
-    const cuda::SgdModel<Real> model{users.size(1),
-                                     mutable_data<Real>(users),
-                                     mutable_data<Real>(items),
-                                     mutable_data<Real>(user_biases),
-                                     mutable_data<Real>(item_biases),
-                                     mutable_data<Head>(head)};
+    const cuda::SgdModel<Stored> model{users.size(1),
+                                       mutable_data<Stored>(users),
+                                       mutable_data<Stored>(items),
+                                       mutable_data<Real>(user_biases),
+                                       mutable_data<Real>(item_biases),
+                                       mutable_data<Head>(head)};
     const cuda::SgdBlocks<Real> in_blocks{data<std::int16_t>(blocks),
                                           data<std::int64_t>(order),
                                           swaps_in(swaps),

@@ -51,10 +51,12 @@ struct SgdHead {
   Real scale, bias;
 };
 
-template <class Real>
+template <class Stored>
 struct SgdModel {
+  using Real = Arithmetic<Stored>;
+
   std::int64_t dim;
-  Real *users, *items;              // [users, dim], [items, dim]
+  Stored *users, *items;            // [users, dim], [items, dim]
   Real *user_biases, *item_biases;  // [users], [items]
   SgdHead<Real>* head;
 };
@@ -81,8 +83,9 @@ struct SgdBlocks {
 };
 
 // Makes the steps, and gives the mean loss.
-template <class Launch, class Real>
-void cosine_sgd_epoch(const Launch& launch, const SgdModel<Real>& model, const SgdEntries& entries, const Real* values,
-                      const SgdBlocks<Real>& blocks, const SgdOptions& options, double* loss);
+template <class Launch, class Stored>
+void cosine_sgd_epoch(const Launch& launch, const SgdModel<Stored>& model, const SgdEntries& entries,
+                      const Arithmetic<Stored>* values, const SgdBlocks<Arithmetic<Stored>>& blocks,
+                      const SgdOptions& options, double* loss);
 
 }  // namespace metarec::cuda

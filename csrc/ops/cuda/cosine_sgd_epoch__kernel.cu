@@ -11,5 +11,7 @@ template void cosine_sgd_epoch(const Stream&, const SgdModel<float>&, const SgdE
                                const SgdBlocks<float>&, const SgdOptions&, double*);
 template void cosine_sgd_epoch(const Stream&, const SgdModel<double>&, const SgdEntries&, const double*,
                                const SgdBlocks<double>&, const SgdOptions&, double*);
+template void cosine_sgd_epoch(const Stream&, const SgdModel<BFloat16>&, const SgdEntries&, const float*,
+                               const SgdBlocks<float>&, const SgdOptions&, double*);
 
 }  // namespace metarec::cuda

@@ -10,12 +10,12 @@
 // The steps. A warp has the ratings of a block, which share rows with no other block of the round: a launch per round, and
 // its blocks on as many multiprocessors. Of the ratings that come next, up to eight that share no row are taken at once,
 // four lanes each: products, then the slopes one after the other, for each moves the scale and the bias that the next one
-// is predicted by, then the moves. Four lanes read up to 64 floats of both rows into registers, by accesses of 16 bytes,
-// and move them there; longer rows are read twice.
+// is predicted by, then the moves. Four lanes read up to 64 floats of both rows, or 128 values of 16 bits, into registers,
+// by accesses of 16 bytes, and move them there; longer rows are read twice.
 //
 // A rating takes 12 bytes in order and, of d floats, 16 d from and to the cache: the rows of a block, (users + items) /
-// groups * 4 d bytes, stay in the first level during its round. It takes 12 d operations by cosine and 8 d by dot
-// product. Neither decides: the grid of blocks is the CPU's, at most 64 warps, and each waits. Eight ratings wait once for
+// groups * 4 d bytes, stay in the first level during its round; in 16 bits both are half. It takes 12 d operations
+// by cosine and 8 d by dot product. Neither decides: the grid of blocks is the CPU's, at most 64 warps, and each waits. Eight ratings wait once for
 // their rows, the sums over four lanes, a root and two divisions, some 600 cycles in all with d = 64; and each for the
 // slope before, 12 cycles or with a logistic one 100. Where five share no row that is some 130 cycles per rating and
 // block: of 10^6 ratings, in 32 groups, 2.5 ms. A share of the bandwidth cannot be aimed at, and of the chain of slopes
@@ -190,42 +190,53 @@ __device__ __forceinline__ SgdHead<Real> mean_head(const SgdHead<Real>* heads, s
 }
 
 // What a lane has of the rows of a rating.
-template <class Real, int kWidth>
+template <class Stored, int kWidth>
 struct HeldRows {
   static constexpr std::int64_t kStride = kStepLanes * kWidth, kColumns = kStepPacks * kStride;
-  Pack<Real, kWidth> left[kStepPacks], right[kStepPacks];
+  Pack<Stored, kWidth> left[kStepPacks], right[kStepPacks];
 
-  __device__ __forceinline__ void read(const Real* lefts, const Real* rights, std::int64_t column, std::int64_t dim) {
+  __device__ __forceinline__ void read(const Stored* lefts, const Stored* rights, std::int64_t column,
+                                       std::int64_t dim) {
 #pragma unroll
     for (int p = 0; p < kStepPacks; ++p) {
       const std::int64_t at = column + p * kStride;
       left[p] = right[p] = {};
       if (at >= dim) continue;
-      left[p] = *reinterpret_cast<const Pack<Real, kWidth>*>(lefts + at);
-      right[p] = *reinterpret_cast<const Pack<Real, kWidth>*>(rights + at);
+      left[p] = *reinterpret_cast<const Pack<Stored, kWidth>*>(lefts + at);
+      right[p] = *reinterpret_cast<const Pack<Stored, kWidth>*>(rights + at);
     }
   }
 
-  __device__ __forceinline__ void write(Real* lefts, Real* rights, std::int64_t column, std::int64_t dim) const {
+  __device__ __forceinline__ void write(Stored* lefts, Stored* rights, std::int64_t column, std::int64_t dim) const {
 #pragma unroll
     for (int p = 0; p < kStepPacks; ++p) {
       const std::int64_t at = column + p * kStride;
       if (at >= dim) continue;
-      *reinterpret_cast<Pack<Real, kWidth>*>(lefts + at) = left[p];
-      *reinterpret_cast<Pack<Real, kWidth>*>(rights + at) = right[p];
+      *reinterpret_cast<Pack<Stored, kWidth>*>(lefts + at) = left[p];
+      *reinterpret_cast<Pack<Stored, kWidth>*>(rights + at) = right[p];
     }
   }
 
-  // Calls function(left value, right value).
+  // Calls function(left value, right value, how many columns they are after the lane's first).
   template <class Function>
   __device__ __forceinline__ void for_each(const Function& function) {
 #pragma unroll
     for (int p = 0; p < kStepPacks; ++p) {
 #pragma unroll
-      for (int w = 0; w < kWidth; ++w) function(left[p].values[w], right[p].values[w]);
+      for (int w = 0; w < kWidth; ++w) function(left[p].values[w], right[p].values[w], p * kStride + w);
     }
   }
 };
+
+// What a step makes of a value, as it is stored: in 16 bits rounded by the noise of the row.
+template <class Stored>
+__device__ __forceinline__ Stored store_moved(Arithmetic<Stored> value, const RowNoise& noise, std::int64_t column) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    return store<Stored>(value, noise(column));
+  } else {
+    return value;
+  }
+}
 
 // What the prediction of a rating needs beside the head.
 template <class Real>
@@ -277,11 +288,12 @@ __device__ __forceinline__ int count_apart(const SgdRating<Real>& rating, std::i
 }
 
 // Makes the steps of the blocks of a round, a warp each.
-template <class Real, bool kCosine, bool kLogistic, int kWidth>
+template <class Stored, bool kCosine, bool kLogistic, int kWidth>
 __global__ void __launch_bounds__(kWarp)
-    run_blocks(SgdModel<Real> model, SgdBlocks<Real> blocks, SgdRates<Real> rates, std::int64_t groups,
-               std::int64_t round, std::int64_t diagonal) {
-  using Held = HeldRows<Real, kWidth>;
+    run_blocks(SgdModel<Stored> model, SgdBlocks<Arithmetic<Stored>> blocks, SgdRates<Arithmetic<Stored>> rates,
+               std::uint64_t seed, std::int64_t groups, std::int64_t round, std::int64_t diagonal) {
+  using Real = Arithmetic<Stored>;
+  using Held = HeldRows<Stored, kWidth>;
   constexpr Real epsilon = static_cast<Real>(kNormEpsilon);
   METAREC_SHARED(terms, StepTerms<Real>[kStepsAtOnce]);
   const LaneGroup lanes(kStepLanes);
@@ -294,12 +306,15 @@ __global__ void __launch_bounds__(kWarp)
   SgdRating<Real> rating = rating_at(begin + own);
   for (std::int64_t at = begin; at < end;) {
     const int count = count_apart(rating, end - at);
+    const std::int64_t place = at - begin + own;
+    const RowNoise left_noise(seed, sgd_step_stream(block, place, kUserStream));
+    const RowNoise right_noise(seed, sgd_step_stream(block, place, kItemStream));
     at += count;
     const SgdRating<Real> next = rating_at(at + own);
 
     // Those that must wait are read all the same: so they are in the cache when their turn comes.
-    Real* const left = model.users + rating.user * dim;
-    Real* const right = model.items + rating.item * dim;
+    Stored* const left = model.users + rating.user * dim;
+    Stored* const right = model.items + rating.item * dim;
     Real& left_bias = model.user_biases[rating.user];
     Real& right_bias = model.item_biases[rating.item];
     const Real left_before = left_bias, right_before = right_bias;
@@ -307,7 +322,8 @@ __global__ void __launch_bounds__(kWarp)
     Real product = 0, left_square = 0, right_square = 0;
     for (std::int64_t column = lanes.lane * kWidth; column < dim; column += Held::kColumns) {
       rows.read(left, right, column, dim);
-      rows.for_each([&](Real u, Real v) {
+      rows.for_each([&](Stored u_stored, Stored v_stored, std::int64_t) {
+        const Real u = load(u_stored), v = load(v_stored);
         product += u * v;
         if constexpr (kCosine) left_square += u * u, right_square += v * v;
       });
@@ -334,10 +350,10 @@ __global__ void __launch_bounds__(kWarp)
       }
       for (std::int64_t column = lanes.lane * kWidth; column < dim; column += Held::kColumns) {
         if (dim > Held::kColumns) rows.read(left, right, column, dim);
-        rows.for_each([&](Real& u, Real& v) {
-          const Real before = u;
-          u = left_kept * u + left_moved * v;
-          v = right_kept * v + right_moved * before;
+        rows.for_each([&](Stored& u_stored, Stored& v_stored, std::int64_t after) {
+          const Real u = load(u_stored), v = load(v_stored);
+          u_stored = store_moved<Stored>(left_kept * u + left_moved * v, left_noise, column + after);
+          v_stored = store_moved<Stored>(right_kept * v + right_moved * u, right_noise, column + after);
         });
         rows.write(left, right, column, dim);
       }
@@ -363,8 +379,8 @@ __global__ void __launch_bounds__(kWarp)
 
 // A warp.
 template <class Real>
-__global__ void __launch_bounds__(kWarp) finish_epoch(SgdModel<Real> model, SgdBlocks<Real> blocks, std::int64_t groups,
-                                                      std::int64_t count, double* loss) {
+__global__ void __launch_bounds__(kWarp) finish_epoch(SgdBlocks<Real> blocks, std::int64_t groups, std::int64_t count,
+                                                      SgdHead<Real>* last, double* loss) {
   const LaneGroup warp(kWarp);
   const std::int64_t of_epoch = count > 0 ? groups * groups : 0;
   double losses = 0;
@@ -373,38 +389,40 @@ __global__ void __launch_bounds__(kWarp) finish_epoch(SgdModel<Real> model, SgdB
   if (warp.lane == 0) *loss = losses / static_cast<double>(count);
   if (count == 0) return;
   const SgdHead<Real> head = mean_head(blocks.heads + (groups - 1) * groups, groups);
-  if (warp.lane == 0) *model.head = head;
+  if (warp.lane == 0) *last = head;
 }
 
-template <class Launch, class Real>
-void run_rounds(const Launch& launch, const SgdModel<Real>& model, const SgdEntries& entries,
-                const SgdBlocks<Real>& blocks, const SgdOptions& options) {
+template <class Launch, class Stored>
+void run_rounds(const Launch& launch, const SgdModel<Stored>& model, const SgdEntries& entries,
+                const SgdBlocks<Arithmetic<Stored>>& blocks, const SgdOptions& options) {
   const std::int64_t groups = entries.groups();
-  const SgdRates<Real> rates(options);
+  const SgdRates<Arithmetic<Stored>> rates(options);
   const auto with_kernel = [&](auto kernel) {
     std::int64_t round = 0;
     for (const std::int64_t diagonal : sgd_rounds(groups, entries.seed)) {
-      launch(Grid{groups, kWarp}, kernel, model, blocks, rates, groups, round++, diagonal);
+      launch(Grid{groups, kWarp}, kernel, model, blocks, rates, entries.seed, groups, round++, diagonal);
     }
   };
   const auto with_width = [&]<int kWidth>(std::integral_constant<int, kWidth>) {
     const bool logistic = options.loss == RatingLoss::logistic;
     if (options.similarity == Similarity::cosine) {
-      with_kernel(logistic ? run_blocks<Real, true, true, kWidth> : run_blocks<Real, true, false, kWidth>);
+      with_kernel(logistic ? run_blocks<Stored, true, true, kWidth> : run_blocks<Stored, true, false, kWidth>);
     } else {
-      with_kernel(logistic ? run_blocks<Real, false, true, kWidth> : run_blocks<Real, false, false, kWidth>);
+      with_kernel(logistic ? run_blocks<Stored, false, true, kWidth> : run_blocks<Stored, false, false, kWidth>);
     }
   };
   if (has_wide_rows(model.users, model.dim) && has_wide_rows(model.items, model.dim)) {
-    with_width(std::integral_constant<int, kWidest<Real>>{});
+    with_width(std::integral_constant<int, kWidest<Stored>>{});
   } else {
     with_width(std::integral_constant<int, 1>{});
   }
 }
 
-template <class Launch, class Real>
-void cosine_sgd_epoch(const Launch& launch, const SgdModel<Real>& model, const SgdEntries& entries, const Real* values,
-                      const SgdBlocks<Real>& blocks, const SgdOptions& options, double* loss) {
+template <class Launch, class Stored>
+void cosine_sgd_epoch(const Launch& launch, const SgdModel<Stored>& model, const SgdEntries& entries,
+                      const Arithmetic<Stored>* values, const SgdBlocks<Arithmetic<Stored>>& blocks,
+                      const SgdOptions& options, double* loss) {
+  using Real = Arithmetic<Stored>;
   const std::int64_t count = entries.count, groups = entries.groups();
   if (count > 0) {
     const Grid each{ceil_div(count, kOrderThreads), kOrderThreads};
@@ -415,7 +433,7 @@ void cosine_sgd_epoch(const Launch& launch, const SgdModel<Real>& model, const S
     launch(each, logistic ? place_ratings<Real, true> : place_ratings<Real, false>, entries, blocks, values);
     run_rounds(launch, model, entries, blocks, options);
   }
-  launch(Grid{1, kWarp}, finish_epoch<Real>, model, blocks, groups, count, loss);
+  launch(Grid{1, kWarp}, finish_epoch<Real>, blocks, groups, count, model.head, loss);
 }
 
 }  // namespace metarec::cuda
