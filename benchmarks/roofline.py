@@ -136,14 +136,14 @@ def cosine_topk(
     queries, items, dim, k : int
         The sizes.
     itemsize : int
-        Bytes of a value.
+        Bytes of a value; a score has at least 4.
     item_bytes : int, optional
         What is read of an item, where that is not all of its values: few queries on the CPU read ``dim + 8``, a byte
         per value and two bounds, and only few items in full.
     """
     item_bytes = dim * itemsize if item_bytes is None else item_bytes
     return Work(
-        items * item_bytes + queries * (dim * itemsize + k * (itemsize + INDEX)),
+        items * item_bytes + queries * (dim * itemsize + k * (max(itemsize, 4) + INDEX)),
         2 * dim * items * queries,
     )
 
@@ -170,9 +170,10 @@ def embedding_update_(
     rule : {"sgd", "adagrad", "adam"}
         The rule, without penalty or decay.
     itemsize, index : int
-        Bytes of a value, and of the number of a row.
+        Bytes of a value, and of the number of a row; a value of the state has at least 4.
     """
-    state = {"sgd": 0, "adagrad": itemsize, "adam": 2 * dim * itemsize + 4}[rule]
+    wide = max(itemsize, 4)
+    state = {"sgd": 0, "adagrad": wide, "adam": 2 * dim * wide + 4}[rule]
     step = {"sgd": 2, "adagrad": 4, "adam": 12}[rule]
     return Work(
         gradients * (dim * itemsize + index) + 2 * rows * (dim * itemsize + state),

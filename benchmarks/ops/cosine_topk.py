@@ -15,12 +15,14 @@ ITEMS, DIM, QUERIES, K = 200_000, 64, 1024, 20
 
 
 def cases(device: torch.device = CPU) -> Iterator[Case]:
-    """Lists for many users at once, and for one."""
+    """Lists for many users at once, of float32 and of bfloat16, and for one."""
     generator, on_cpu = torch.Generator().manual_seed(0), device.type == "cpu"
     items = torch.randn(ITEMS, DIM, generator=generator).to(device)
     queries = torch.randn(QUERIES, DIM, generator=generator).to(device)
     one = queries[:1]
     prepared = prepare_items(items, similarity="dot")
+    integers = "a first pass in integers of 16 bits, twice as many at once as the floats of the floor"
+    in_integers = integers if on_cpu else None
     yield Case(
         f"{K} best of {ITEMS:,} × {DIM} for {QUERIES:,} queries",
         ours=lambda: cosine_topk(queries, prepared, K, similarity="dot"),
@@ -30,9 +32,15 @@ def cases(device: torch.device = CPU) -> Iterator[Case]:
             "torch matmul + topk": lambda: torch.topk(queries @ items.T, K),
         },
         least_ratio={"implicit topk": 2, "torch matmul + topk": 3},
-        faster_than_floor="a first pass in integers of 16 bits, twice as many at once as the floats of the floor"
-        if on_cpu
-        else None,
+        faster_than_floor=in_integers,
+    )
+    narrow, narrow_queries = prepare_items(items.bfloat16(), similarity="dot"), queries.bfloat16()
+    yield Case(
+        f"{K} best of {ITEMS:,} × {DIM} of bfloat16 for {QUERIES:,} queries",
+        ours=lambda: cosine_topk(narrow_queries, narrow, K, similarity="dot"),
+        work=roofline.cosine_topk(QUERIES, ITEMS, DIM, K, itemsize=2),
+        peers={"of float32": lambda: cosine_topk(queries, prepared, K, similarity="dot")},
+        faster_than_floor=in_integers,
     )
     yield Case(
         f"{K} best of {ITEMS:,} × {DIM} for one query",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from itertools import count, repeat
 
 import numpy as np
 import torch
@@ -27,21 +28,27 @@ def cases(device: torch.device = CPU) -> Iterator[Case]:
     distinct = len(rows.unique())
     name = f"{ENTRIES:,} Zipf({EXPONENT}) gradients into {ROWS:,} × {DIM}, {distinct:,} distinct rows"
     yield adam(name, rows, gradients, distinct)
+    yield adam(name, rows, gradients, distinct, torch.bfloat16)
     yield adagrad(name, rows, gradients, distinct)
     yield adagrad_with_forward(name, rows, gradients, distinct)
 
 
-def adam(name: str, rows: Tensor, gradients: Tensor, distinct: int) -> Case:
-    """Give the step of Adam."""
-    table = gradients.new_zeros(ROWS, DIM)
+def adam(
+    name: str, rows: Tensor, gradients: Tensor, distinct: int, stored: torch.dtype = torch.float32
+) -> Case:
+    """Give the step of Adam, with stochastic rounding where the table is of bfloat16; theirs is of float32."""
+    table, given = gradients.new_zeros(ROWS, DIM, dtype=stored), gradients.to(stored)
     state = embedding_state(table, "adam")
-    theirs = nn.Parameter(torch.zeros_like(table))
+    seeds = count() if stored == torch.bfloat16 else repeat(None)
+    theirs = nn.Parameter(gradients.new_zeros(ROWS, DIM))
     optimizer = torch.optim.SparseAdam([theirs], lr=1e-3)
     theirs.grad = torch.sparse_coo_tensor(rows[None], gradients, theirs.shape, check_invariants=False)
     return Case(
-        f"Adam, {name}",
-        ours=lambda: embedding_update_(table, rows, gradients, rule="adam", state=state, lr=1e-3),
-        work=roofline.embedding_update_(ENTRIES, distinct, DIM, rule="adam"),
+        f"Adam{' of bfloat16' if stored == torch.bfloat16 else ''}, {name}",
+        ours=lambda: embedding_update_(
+            table, rows, given, rule="adam", state=state, lr=1e-3, seed=next(seeds)
+        ),
+        work=roofline.embedding_update_(ENTRIES, distinct, DIM, rule="adam", itemsize=stored.itemsize),
         peers={"torch SparseAdam": optimizer.step},
         least_ratio={"torch SparseAdam": 10},
     )

@@ -18,6 +18,18 @@
 namespace metarec::METAREC_ISA {
 namespace {
 
+// Calls body with the values of a term, in the type in which they are stored.
+template <class Stored, class Body>
+[[gnu::always_inline]] inline void with_values(const Term<Stored>& term, const Body& body) {
+  if constexpr (std::is_same_v<Stored, Arithmetic<Stored>>) {
+    body(term.sum != nullptr ? term.sum : term.gradient);
+  } else if (term.sum != nullptr) {
+    body(term.sum);
+  } else {
+    body(term.gradient);
+  }
+}
+
 template <class Stored, class Real = Arithmetic<Stored>>
 void sum_chunk(std::span<const std::uint32_t> rows, const Stored* gradient, std::int64_t dim,
                ChunkTerms<Stored>& chunk) {
@@ -41,18 +53,14 @@ void sum_chunk(std::span<const std::uint32_t> rows, const Stored* gradient, std:
       chunk.terms.push_back({gradient, nullptr});
       continue;
     }
-    auto& [first, sum] = chunk.terms[table[at]];
-    const auto add_to = [&, after = sum == nullptr ? unused : sum](const auto* before) {
-      for_each_value<Real>(0, dim, [&]<class Value>(std::int64_t i) {
-        store_as<Value>(after + i, load_as<Value>(before + i) + load_as<Value>(gradient + i));
+    Term<Stored>& term = chunk.terms[table[at]];
+    Real* const sum = term.sum != nullptr ? term.sum : std::exchange(unused, unused + dim);
+    with_values(term, [&](const auto* before) {
+      for_each_value<Real>(0, dim, [=]<class Value>(std::int64_t i) {
+        store_as<Value>(sum + i, load_as<Value>(before + i) + load_as<Value>(gradient + i));
       });
-    };
-    if (sum != nullptr) {
-      add_to(sum);
-    } else {
-      add_to(first);
-      sum = std::exchange(unused, unused + dim);
-    }
+    });
+    term.sum = sum;
   }
 }
 
@@ -63,14 +71,7 @@ struct Terms {
 
   template <class Body>
   [[gnu::always_inline]] void with_row(std::uint32_t term, const Body& body) const {
-    const auto [gradient, sum] = terms[term];
-    if constexpr (std::is_same_v<Stored, Real>) {
-      body(sum != nullptr ? sum : gradient);
-    } else if (sum != nullptr) {
-      body(sum);
-    } else {
-      body(gradient);
-    }
+    with_values(terms[term], body);
   }
   [[gnu::always_inline]] constexpr Real weight(std::uint32_t) const { return 1; }
   [[gnu::always_inline]] void prefetch_entry(std::uint32_t term) const {

@@ -465,6 +465,9 @@ def test_cosine_topk(roofline) -> None:
     codes, bounds = torch.empty(50, 24, dtype=torch.int8), torch.empty(50, 2)
     coded = roofline.cosine_topk(7, 50, 24, 3, itemsize=8, item_bytes=24 + 8)
     assert coded.bytes == nbytes(codes, bounds, queries, *found)
+    narrow = queries.bfloat16(), items.bfloat16()
+    found = cosine_topk(*narrow, 3, similarity="dot")
+    assert roofline.cosine_topk(7, 50, 24, 3, itemsize=2).bytes == nbytes(*narrow, *found)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adagrad", "adam"])
@@ -502,6 +505,9 @@ def test_embedding_update(roofline, rule) -> None:
     work = roofline.embedding_update_(5, 3, dim, rule=rule, itemsize=8)
     assert work.operations == pytest.approx(operations, rel=0.02)
     assert work.bytes == moved
+    narrow = [table.bfloat16(), *embedding_state(table.bfloat16(), rule).values()]
+    moved = 2 * nbytes(*(tensor[named] for tensor in narrow)) + nbytes(gradients.bfloat16(), rows)
+    assert roofline.embedding_update_(5, 3, dim, rule=rule, itemsize=2).bytes == moved
 
 
 def test_gather(roofline) -> None:
