@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metarec.ops import reference
+from metarec.ops.features import widened
 from metarec.ops.library import register
 
 
@@ -48,7 +49,8 @@ def gaussian_posterior(
     Parameters
     ----------
     features : Tensor
-        Features :math:`f_j` of all observations, ``[n, r]``, float32 or float64 (as all but ``offsets``).
+        Features :math:`f_j` of all observations, ``[n, r]``, float32 or float64 (as all but ``offsets``), or bfloat16
+        beside float32.
     targets : Tensor
         Targets :math:`y_j`, ``[n]``.
     precision : Tensor
@@ -77,10 +79,14 @@ def gaussian_posterior(
     All floating arguments have exact gradients through all three results, once: a second derivative raises. At
     precision zero the gradient leaves out the term :math:`1 / (2 w_j)` of the evidence.
 
+    Of bfloat16 features a copy in float32 is made, which is exact; all else is float32, but for their gradient, which
+    is rounded to bfloat16.
+
     On CUDA an error of the values cannot be raised without waiting for the device: what depends on a wrong precision or
     on a matrix that is not positive definite is NaN, and offsets that do not fit stop the device by a device-side
     assertion.
     """
+    features = widened(features, targets)
     _check_matrix("gaussian_posterior", "features", features)
     count, rank = features.shape
     if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.size(0) < 1:
@@ -119,7 +125,8 @@ def gaussian_update(
     cholesky : Tensor
         Lower Cholesky factor of the posterior precision :math:`\Lambda`, ``[T, r, r]``.
     features, targets, precision : Tensor
-        The observation of each task: :math:`f` ``[T, r]``, :math:`y` ``[T]`` and :math:`w` ``[T]``.
+        The observation of each task: :math:`f` ``[T, r]``, :math:`y` ``[T]`` and :math:`w` ``[T]``. Features may be
+        bfloat16 beside float32: a copy in float32 is made.
 
     Returns
     -------
@@ -136,6 +143,7 @@ def gaussian_update(
     -----
     On CUDA an error of the values cannot be raised without waiting for the device: the mean of that task is NaN.
     """
+    features = widened(features, mean)
     _check_matrix("gaussian_update", "mean", mean)
     tasks, rank = mean.shape
     _check_shape("gaussian_update", "cholesky", cholesky, [(tasks, rank, rank)], mean)

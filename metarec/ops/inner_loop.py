@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metarec.ops import reference
+from metarec.ops.features import widened
 from metarec.ops.library import NATIVE, register
 
 Activation = Literal["relu", "gelu", "tanh"]
@@ -23,7 +24,8 @@ class InnerHead:
 
     layers: Sequence[tuple[Tensor, Tensor]]
     """Weight ``[out, in]`` and bias ``[out]`` of each layer, as in ``torch.nn.Linear``: none, one or two hidden ones
-    and the output. The type is float32 or float64, and that of all other tensors."""
+    and the output. The type is float32 or float64, and that of all other tensors; only inputs may be bfloat16 beside
+    float32."""
     activation: Activation = "relu"
     """The activation :math:`f` of the hidden layers; ``"gelu"`` is the exact one."""
     loss: Loss = "squared"
@@ -101,13 +103,13 @@ def inner_loop(
     steps : InnerSteps
         The steps and their rates.
     support : Tensor
-        Inputs of all support ratings, ``[n, d]``.
+        Inputs of all support ratings, ``[n, d]``; of the type of the head, or bfloat16 beside float32.
     targets : Tensor
         The ratings :math:`y_j`, ``[n]``.
     support_offsets : Tensor
         First support row of each task and, last, ``n``: int64, ``[T + 1]``, ascending from 0.
     query : Tensor
-        Inputs of what is to be predicted, ``[m, d]``.
+        Inputs of what is to be predicted, ``[m, d]``; likewise.
     query_offsets : Tensor
         First query of each task and, last, ``m``: int64, ``[T + 1]``, ascending from 0.
     weights : Tensor, optional
@@ -131,6 +133,9 @@ def inner_loop(
     Of order 2, gradients reach all floating arguments, once: a second derivative raises. Of order 1, they reach the
     parameters, the rates and the queries.
 
+    Of bfloat16 inputs a copy in float32 is made, which is exact; all else is float32, but for their gradient, which is
+    rounded to bfloat16.
+
     The first layer's weight is not copied per task: its change is kept as coefficients of the support's rows, and what
     it does is computed from their inner products, wherever that is less work (not with ``parameter_rates``, nor with
     ``rank_one_rates`` and a pull, nor for supports that are larger than the layer is wide). The forward pass
@@ -142,8 +147,8 @@ def inner_loop(
         raise ValueError(f"inner_loop: order must be 0, 1 or 2, got {order}")
     op = "inner_loop"
     _check_head(op, head)
-    _check_rows(op, head, "support", support, support_offsets)
-    _check_rows(op, head, "query", query, query_offsets, tasks=support_offsets.size(0) - 1)
+    support = _checked_rows(op, head, "support", support, support_offsets)
+    query = _checked_rows(op, head, "query", query, query_offsets, tasks=support_offsets.size(0) - 1)
     arguments = _support(op, head, steps, support, targets, support_offsets, weights)
     asked = _frozen(head, query)
     network, rates = _network(head), _rates(head, steps)
@@ -190,7 +195,7 @@ def inner_loop_state(
     """
     op = "inner_loop_state"
     _check_head(op, head)
-    _check_rows(op, head, "support", support, support_offsets)
+    support = _checked_rows(op, head, "support", support, support_offsets)
     with torch.no_grad():
         arguments = _support(op, head, steps, support, targets, support_offsets, weights)
         return InnerLoopState(*_state(*arguments, *_network(head), *_rates(head, steps)))
@@ -225,7 +230,7 @@ def inner_loop_predict(
     op = "inner_loop_predict"
     _check_head(op, head)
     tasks = state.parameters.size(0)
-    _check_rows(op, head, "query", query, query_offsets, tasks=tasks)
+    query = _checked_rows(op, head, "query", query, query_offsets, tasks=tasks)
     parameters, widths, activation, _ = _network(head)
     full = state.parameters.size(1) == parameters.size(0)
     kept = 0 if full else state.rows.size(0)
@@ -274,8 +279,8 @@ def inner_loop_effects(
     """
     op = "inner_loop_effects"
     _check_head(op, head)
-    _check_rows(op, head, "support", support, support_offsets)
-    _check_rows(op, head, "query", query, query_offsets, tasks=support_offsets.size(0) - 1)
+    support = _checked_rows(op, head, "support", support, support_offsets)
+    query = _checked_rows(op, head, "query", query, query_offsets, tasks=support_offsets.size(0) - 1)
     with torch.no_grad():
         arguments = _support(op, head, steps, support, targets, support_offsets, weights)
         pairs = int((support_offsets.diff() * query_offsets.diff()).sum())
@@ -417,10 +422,12 @@ def _check_head(op: str, head: InnerHead) -> None:
         raise ValueError(f"{op}: the {head.loss} loss wants {wanted} outputs, got {width}")
 
 
-def _check_rows(
+def _checked_rows(
     op: str, head: InnerHead, name: str, rows: Tensor, offsets: Tensor, tasks: int | None = None
-) -> None:
+) -> Tensor:
+    """Give the rows in the type of the head."""
     first = head.layers[0][0]
+    rows = widened(rows, first)
     width = first.size(1)
     if rows.dim() != 2 or rows.size(1) != width or rows.dtype != first.dtype or rows.device != first.device:
         raise ValueError(
@@ -428,6 +435,7 @@ def _check_rows(
             f"got {rows.dtype} of shape {list(rows.shape)} on {rows.device}"
         )
     _check_offsets(op, f"{name}_offsets", offsets, tasks)
+    return rows
 
 
 def _check_settings(op: str, head: InnerHead, steps: InnerSteps) -> None:

@@ -246,6 +246,35 @@ def test_bad_updates_are_named():
         gaussian_update(mean, cholesky[0], torch.ones(2, 3), ones, ones)
 
 
+def test_bfloat16_features_give_what_they_give_in_float32():
+    features, *rest = problem([3, 0, 8], 5, torch.float32)
+    narrow = features.bfloat16().requires_grad_()
+    wide = narrow.detach().float().requires_grad_()
+    found, wanted = (gaussian_posterior(given, *rest) for given in (narrow, wide))
+    for value, expected in zip(found, wanted, strict=True):
+        assert torch.equal(value, expected)
+    for result in (found, wanted):
+        (result.log_evidence.sum() + result.mean.square().sum()).backward()
+    assert narrow.grad.dtype == torch.bfloat16 and torch.equal(narrow.grad, wide.grad.bfloat16())
+
+    mean, cholesky, _ = wanted
+    observation = torch.ones(3), torch.full((3,), 0.5)
+    found, wanted = (
+        gaussian_update(mean, cholesky, given[:3].detach(), *observation) for given in (narrow, wide)
+    )
+    for value, expected in zip(found, wanted, strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_only_features_may_be_bfloat16():
+    features, *rest = problem([3, 2], 2)
+    with pytest.raises(ValueError, match=r"features must be float32 or float64, got torch.bfloat16"):
+        gaussian_posterior(features.bfloat16(), *rest)
+    narrow = [value.bfloat16() if value.is_floating_point() else value for value in rest]
+    with pytest.raises(ValueError, match=r"targets must be torch.float32 on cpu, got torch.bfloat16"):
+        gaussian_posterior(features.float(), *narrow)
+
+
 def test_strided_arguments_are_read_as_they_are():
     features, targets, weights, offsets, mean, precision = problem([3, 4], 5)
     strided = (features.mT.contiguous().mT, torch.stack([targets, targets], 1)[:, 0], weights)

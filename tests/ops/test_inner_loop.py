@@ -15,6 +15,8 @@ from metarec.ops.inner_loop import (
     InnerHead,
     InnerSteps,
     inner_loop,
+    inner_loop_effects,
+    inner_loop_predict,
     inner_loop_state,
 )
 from metarec.ops.library import NATIVE
@@ -387,6 +389,35 @@ def test_bad_arguments_are_named(head, steps, replaced, message):
     }
     with pytest.raises(ValueError, match=message):
         inner_loop(head, InnerSteps(**{"count": 2, "rates": 0.1, **steps}), **{**arguments, **replaced})
+
+
+@pytest.mark.parametrize("adapt", ["all", "last"])
+def test_bfloat16_inputs_give_what_they_give_in_float32(adapt):
+    problem = Problem([3, 0, 8], [2, 1, 4], [5, 4, 3], adapt=adapt, dtype=torch.float32)
+    narrow = [leaf.bfloat16() if i in (0, 3) else leaf for i, leaf in enumerate(problem.leaves)]
+    wide = [leaf.float() for leaf in narrow]
+    found, gradients = gradients_of(problem.run, narrow)
+    wanted, expected = gradients_of(problem.run, wide)
+    assert torch.equal(found, wanted)
+    for gradient, leaf, value in zip(gradients, narrow, expected, strict=True):
+        assert gradient.dtype == leaf.dtype and torch.equal(gradient, value.to(leaf.dtype))
+
+    def others(leaves):
+        (head, steps, *support, query, query_offsets), weights = problem.arguments(leaves)
+        state = inner_loop_state(head, steps, *support, weights=weights)
+        yield from state
+        yield inner_loop_predict(head, state, support[-1], query, query_offsets)
+        yield inner_loop_effects(head, steps, *support, query, query_offsets, weights=weights)
+
+    for value, expected in zip(others(narrow), others(wide), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_inputs_of_bfloat16_go_with_float32_only():
+    problem = Problem([2], [2], [3])
+    problem.leaves[3] = problem.leaves[3].bfloat16()
+    with pytest.raises(ValueError, match=r"query must be torch.float64 of shape .*, got torch.bfloat16"):
+        problem.run()
 
 
 def test_strided_arguments_are_read_as_they_are():
