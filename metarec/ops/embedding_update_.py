@@ -177,13 +177,16 @@ class RowOptimizer(torch.optim.Optimizer):
     Parameters
     ----------
     params : iterable
-        The tables, or groups of them, each ``[N, d]``, float32 or float64, contiguous.
+        The tables, or groups of them, each ``[N, d]``, float32, float64 or bfloat16, contiguous.
     lr : float
         The learning rate.
     rule : {"sgd", "adagrad", "adam"}
         The rule: SGD, row-wise Adagrad, or lazy Adam with a bias correction per row.
     l2, weight_decay, betas, eps
         As :func:`embedding_update_` takes them.
+    seed : int or None
+        Of the stochastic rounding of bfloat16 tables, for the first step: with each step of a table it grows by one,
+        and it is saved with the state. None rounds to the nearest.
 
     Raises
     ------
@@ -201,6 +204,7 @@ class RowOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        seed: int | None = None,
     ) -> None:
         defaults = {
             "rule": rule,
@@ -209,6 +213,7 @@ class RowOptimizer(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "betas": betas,
             "eps": eps,
+            "seed": seed,
         }
         super().__init__(params, defaults)
         for group in self.param_groups:
@@ -230,10 +235,29 @@ class RowOptimizer(torch.optim.Optimizer):
             options = {name: group[name] for name in _OPTIONS}
             for table in group["params"]:
                 if table.grad is not None:
-                    self._update(table, table.grad, options)
+                    self._update(table, table.grad, options, group["seed"])
+                    group["seed"] = None if group["seed"] is None else group["seed"] + 1
         return loss
 
-    def _update(self, table: Tensor, gradient: Tensor, options: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state that ``state_dict`` gave.
+
+        Parameters
+        ----------
+        state_dict : dict
+            That state.
+        """
+        super().load_state_dict(state_dict)
+        # Torch has made all of it of the type of the table, which the state of a bfloat16 one is not.
+        saved, tables = (
+            [number for group in groups for number in group["params"]]
+            for groups in (state_dict["param_groups"], self.param_groups)
+        )
+        for number, table in zip(saved, tables, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                self.state[table][name] = value.to(table.device, _state_type(name, table), copy=True)
+
+    def _update(self, table: Tensor, gradient: Tensor, options: dict[str, Any], seed: int | None) -> None:
         if not gradient.is_sparse or gradient.sparse_dim() != 1:
             raise ValueError(
                 f"RowOptimizer: the gradient of the table of shape {list(table.shape)} must be sparse in its rows: "
@@ -242,7 +266,9 @@ class RowOptimizer(torch.optim.Optimizer):
         state = self.state[table]
         if not state:
             state.update(embedding_state(table, options["rule"]))
-        embedding_update_(table, gradient._indices()[0], gradient._values(), state=state, **options)
+        embedding_update_(
+            table, gradient._indices()[0], gradient._values(), state=state, seed=seed, **options
+        )
 
 
 def _state_type(name: str, table: Tensor) -> torch.dtype:

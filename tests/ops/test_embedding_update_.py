@@ -255,17 +255,20 @@ def test_rows_in_any_order_repeated_or_out_of_range(data):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_state_survives_saving_and_loading(rule):
+@pytest.mark.parametrize(
+    ("dtype", "seed"), [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, 4)]
+)
+def test_state_survives_saving_and_loading(dtype, seed, rule):
     def train(table, optimizer, steps):
         for step in steps:
-            _, rows, gradients = problem(8, 3, 10, torch.float32, seed=step)
+            _, rows, gradients = problem(8, 3, 10, dtype, seed=step)
             table.grad = torch.sparse_coo_tensor(rows[None], gradients, table.shape, check_invariants=False)
             optimizer.step()
 
-    through, resumed = (nn.Parameter(problem(8, 3, 0, torch.float32)[0]) for _ in range(2))
-    optimizer = RowOptimizer([through], 0.1, rule=rule)
+    through, resumed = (nn.Parameter(problem(8, 3, 0, dtype)[0]) for _ in range(2))
+    optimizer = RowOptimizer([through], 0.1, rule=rule, seed=seed)
     train(through, optimizer, range(6))
-    first = RowOptimizer([resumed], 0.1, rule=rule)
+    first = RowOptimizer([resumed], 0.1, rule=rule, seed=seed)
     train(resumed, first, range(3))
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
@@ -274,6 +277,7 @@ def test_state_survives_saving_and_loading(rule):
     second.load_state_dict(torch.load(file, weights_only=True))
     train(resumed, second, range(3, 6))
     assert torch.equal(through, resumed)
+    assert second.param_groups[0]["seed"] == (None if seed is None else seed + 6)
     for name, value in optimizer.state[through].items():
         assert value.dtype == second.state[resumed][name].dtype
         assert torch.equal(value, second.state[resumed][name])
