@@ -40,6 +40,31 @@ template <class Real>
   return sum_lanes<Real, kLanes<Real>>(value);
 }
 
+// Integers of 16 bits as those of 32, and back where they fit. GCC makes several shuffles of a conversion that is one
+// instruction.
+[[gnu::always_inline]] inline Vector<std::uint32_t> widened(const void* from) {
+#if METAREC_VECTOR_BYTES == 64
+  const __m256i halves = _mm256_loadu_si256(static_cast<const __m256i*>(from));
+  return reinterpret_cast<Vector<std::uint32_t>>(_mm512_maskz_cvtepu16_epi32(0xffff, halves));
+#elif METAREC_VECTOR_BYTES == 32
+  const __m128i halves = _mm_loadu_si128(static_cast<const __m128i*>(from));
+  return reinterpret_cast<Vector<std::uint32_t>>(_mm256_cvtepu16_epi32(halves));
+#else
+  typename VectorOf<std::uint16_t, kLanes<float>>::Type halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  return __builtin_convertvector(halves, Vector<std::uint32_t>);
+#endif
+}
+
+[[gnu::always_inline]] inline void store_narrowed(void* to, Vector<std::uint32_t> values) {
+#if METAREC_VECTOR_BYTES == 64
+  const __m256i halves = _mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(values));
+#else
+  const auto halves = __builtin_convertvector(values, typename VectorOf<std::uint16_t, kLanes<float>>::Type);
+#endif
+  std::memcpy(to, &halves, sizeof(halves));
+}
+
 // Values that are stored in another type, or one at a time where Value is no vector.
 template <class Value, class Stored>
 [[gnu::always_inline]] inline Value load_as(const Stored* from) {
@@ -51,10 +76,7 @@ template <class Value, class Stored>
     std::memcpy(&value, &bits, sizeof(value));
     return value;
   } else if constexpr (sizeof(Stored) == sizeof(std::uint16_t)) {
-    typename VectorOf<std::uint16_t, kLanes<float>>::Type halves;
-    std::memcpy(&halves, from, sizeof(halves));
-    const Vector<std::uint32_t> bits = __builtin_convertvector(halves, Vector<std::uint32_t>) << 16;
-    return reinterpret_cast<Value>(bits);
+    return reinterpret_cast<Value>(widened(from) << 16);
   } else {
     return load(from);
   }
@@ -68,7 +90,7 @@ template <class Value>
 [[gnu::always_inline]] inline BitsOf<Value> cut_bits(Value value, BitsOf<Value> added) {
   BitsOf<Value> bits;
   std::memcpy(&bits, &value, sizeof(bits));
-  return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16 | 0x40) : (bits + added) >> 16;
+  return value != value ? (bits >> 16 | 0x40) : (bits + added) >> 16;
 }
 
 // The nearest value of 16 bits, the even one of two.
@@ -84,8 +106,7 @@ template <class Bits>
   if constexpr (sizeof(bits) == sizeof(float)) {
     to->bits = static_cast<std::uint16_t>(bits);
   } else {
-    const auto halves = __builtin_convertvector(bits, typename VectorOf<std::uint16_t, kLanes<float>>::Type);
-    std::memcpy(to, &halves, sizeof(halves));
+    store_narrowed(to, bits);
   }
 }
 
@@ -107,7 +128,7 @@ template <class Value>
   if constexpr (sizeof(Value) > sizeof(float)) {
     for (std::uint32_t lane = 0; lane < kLanes<float>; ++lane) sums[lane] = lane * RowNoise::kStep;
   }
-  return (sums + (noise.begin() + static_cast<std::uint32_t>(column) * RowNoise::kStep)) >> 16;
+  return (noise.begin() + (sums + static_cast<std::uint32_t>(column) * RowNoise::kStep)) >> 16;
 }
 
 // Rounds stochastically, by noise below 2^16.
