@@ -49,11 +49,12 @@ def drawn(users: int, items: int, ratings: int) -> tuple[int, int, Tensor, Tenso
 def epochs(
     name: str, users: int, items: int, user: Tensor, item: Tensor, rating: Tensor, device: torch.device
 ) -> Iterator[Case]:
-    """Give the epochs by cosine, and by dot product, which is what Surprise computes."""
+    """Give the epochs by cosine, and by dot product, which is what Surprise computes; these on bfloat16 tables too."""
     on_cpu = {"Surprise SVD": by_surprise(user, item, rating)} if device.type == "cpu" else {}
     count, generator = len(rating), torch.Generator().manual_seed(0)
     rows = len(user.unique()) + len(item.unique())
     ratings = user.to(device), item.to(device), rating.to(device)
+    work = f"{EPOCHS} epochs over {name}, {count:,} ratings × {DIM}"
     for similarity in ("cosine", "dot"):
         drawn = (
             0.1 * torch.randn(users, DIM, generator=generator),
@@ -62,15 +63,10 @@ def epochs(
             torch.zeros(items),
             torch.tensor([1.0, rating.mean()]),
         )
-        parameters = tuple(parameter.to(device) for parameter in drawn)
-
-        def ours(parameters: tuple[Tensor, ...] = parameters, similarity: str = similarity) -> None:
-            for seed in range(EPOCHS):
-                cosine_sgd_epoch_(*parameters, *ratings, lr=RATE, l2=0.02, similarity=similarity, seed=seed)
-
+        parameters = [parameter.to(device) for parameter in drawn]
         yield Case(
-            f"{EPOCHS} epochs over {name}, {count:,} ratings × {DIM}, {similarity}",
-            ours=ours,
+            f"{work}, {similarity}",
+            ours=by_epochs(parameters, *ratings, similarity),
             work=roofline.cosine_sgd_epoch_(count, rows, DIM, similarity=similarity) * EPOCHS,
             peers={
                 **on_cpu,
@@ -80,6 +76,25 @@ def epochs(
             },
             least_ratio={"Surprise SVD": 8},
         )
+    narrow = [table.bfloat16() for table in parameters[:2]] + [other.clone() for other in parameters[2:]]
+    yield Case(
+        f"{work} of bfloat16, {similarity}",
+        ours=by_epochs(narrow, *ratings, similarity),
+        work=roofline.cosine_sgd_epoch_(count, rows, DIM, similarity=similarity, itemsize=2) * EPOCHS,
+        peers={"of float32": by_epochs(parameters, *ratings, similarity)},
+    )
+
+
+def by_epochs(parameters: list[Tensor], user: Tensor, item: Tensor, rating: Tensor, similarity: str) -> Call:
+    """Descend by the op."""
+
+    def call() -> None:
+        for seed in range(EPOCHS):
+            cosine_sgd_epoch_(
+                *parameters, user, item, rating, lr=RATE, l2=0.02, similarity=similarity, seed=seed
+            )
+
+    return call
 
 
 def by_surprise(user: Tensor, item: Tensor, rating: Tensor) -> Call:
