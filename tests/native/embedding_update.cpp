@@ -109,7 +109,7 @@ void test_every_row_twice() {
 template <class Stored>
 void test_threads_change_nothing(Seed seed = std::nullopt) {
   for (const std::string name : {"sgd", "adagrad", "adam"}) {
-    Problem<Stored> one(2000, 19, 40000);
+    Problem<Stored> one(2000, 19, 20000);  // three chunks
     one.seed = seed;
     Problem<Stored> four = one;
     for (int step = 0; step < 2; ++step) {
@@ -143,7 +143,6 @@ int main(int count, char**) {
   if (count > 1) return 0;
   test_steps<float>(1e-4);
   test_steps<double>(1e-11);
-  test_steps<BFloat16>(1e-4);
   test_steps<BFloat16>(1e-4, 5);
   test_every_row_twice();
   test_bad_rows_throw_and_change_nothing();
