@@ -18,6 +18,9 @@ from metarec.learning.training import Training
 from metarec.options import Range
 from metarec.tasks import Support, Tasks
 
+LEAST_WEIGHT = 1e-3
+"""Of a choice that is as good as certain: what is divided by it stays finite."""
+
 
 class Told(NamedTuple):
     """What a support tells of its task's head z, in units of the prior.
@@ -67,6 +70,10 @@ class AmortisedHeadLearner(LinearHeadLearner):
 
     elementwise; both begin at 0. No rating leaves the prior. A variant says what Gaussian follows of it (`read`). All
     weights minimise the negative log density of the query, which is exact: ``N(φᵀE θ, φᵀ Cov θ φ + σ²)``.
+
+    Where feedback is implicit φᵀθ is the log odds of a choice c, 0 or 1. With the chance p that the prior gives it, the
+    parabola that touches the log likelihood there is that of a rating ``φᵀm + (c − p) / w`` with a variance of 1/w,
+    ``w = p (1 − p)``; all weights minimise the cross-entropy of choices and partners drawn.
 
     Parameters
     ----------
@@ -130,6 +137,16 @@ class AmortisedHeadLearner(LinearHeadLearner):
         value, weight = reader.added(pooled).chunk(2, 1)
         precision = 1 + (1 / variance - 1) * weight.exp()
         return Told(likelihood, mean + (1 - 1 / precision) * value, precision, pooled)
+
+    def observed(self, support: Support) -> tuple[Tensor, Tensor, Tensor]:
+        """As `LinearHeadLearner.observed`; of a choice, what touches its log likelihood at the prior."""
+        features, surprise, noise = super().observed(support)
+        if not self.implicit_:
+            return features, surprise, noise
+        choice = self.standardised(support.rating)
+        chance = torch.sigmoid(choice - surprise)
+        weight = (chance * (1 - chance)).clamp(min=LEAST_WEIGHT)
+        return features, (choice - chance) / weight, 1 / weight
 
     def side_reader(self, side: Side) -> HeadReader:
         """What reads the supports of a side."""

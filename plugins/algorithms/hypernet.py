@@ -41,7 +41,6 @@ class Hypernet(AmortisedHeadLearner):
     """
 
     name = "hypernet"
-    feedback = ("explicit",)
 
     def __init__(
         self,

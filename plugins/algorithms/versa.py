@@ -25,7 +25,6 @@ class Versa(AmortisedHeadLearner):
     """
 
     name = "versa"
-    feedback = ("explicit",)
 
     def read(self, reader: HeadReader, told: Told) -> tuple[Tensor, Tensor]:
         """As told."""

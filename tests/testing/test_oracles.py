@@ -262,6 +262,12 @@ class DividesByTheVariance(Versa):
         return features, surprise, noise.square()
 
 
+class TakesChoicesForCertain(Versa):
+    def observed(self, support):
+        features, surprise, noise = super().observed(support)
+        return features, surprise, noise.clamp(max=4) if self.implicit_ else noise
+
+
 class AddsWithoutRatings(Versa):
     def told(self, support):
         told = super().told(support)
@@ -294,6 +300,7 @@ class StepsWithoutTheMetric(Hypernet):
 WRONG = [
     DeviationsForVariances,
     DividesByTheVariance,
+    TakesChoicesForCertain,
     AddsWithoutRatings,
     ForgetsAsItReads,
     LosesTheColumns,

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.functional import hessian
-from torch.distributions import Normal
+from torch.autograd.functional import hessian, jacobian
+from torch.distributions import Bernoulli, Distribution, Normal
 
 from metarec.learning import Algorithm, AmortisedHeadLearner, HeadReader, Training
 from metarec.tasks import Support, Tasks
@@ -31,41 +31,49 @@ Covariance = Callable[[HeadReader, Tensor, Tensor], Tensor]
 
 
 def checks(algorithm: type[Algorithm]) -> Iterator[Check]:
-    """Hold what ratings leave open to what there is before them, and the loss to a normal density."""
-    learner = fitted(algorithm, SMALL)
-    assert isinstance(learner, AmortisedHeadLearner)
-    for scenario in ("new-user", "new-item", "new-both"):
-        tasks = tasks_of(scenario)
-        mean, unknown = _prior(learner, tasks)
-        for name, found, expected in zip(
-            ("mean", "variance"), _told(learner, tasks, 0), (mean, unknown), strict=True
-        ):
-            yield Check(
-                f"no rating leaves the {name} of the prior ({scenario})", distance(found, expected), 1e-10
-            )
-        wider = float((_told(learner, tasks, 100)[1] / unknown).max()) - 1
-        yield Check(f"ratings leave nothing less sure ({scenario})", wider, 1e-10)
-        levels = [float(_told(learner, tasks, size)[1].mean()) for size in (0, 1, 3, 7)]
-        growth = sum(after > before for before, after in pairwise(levels))
-        yield Check(f"more ratings leave less open ({scenario})", float(growth), 0.0)
-        prediction = learner.predict(learner.adapt(tasks.support), tasks.query)
-        assert prediction.variance is not None
+    """Hold what ratings leave open to what there is before them, and the loss to a density."""
+    for feedback in algorithm.feedback:
+        implicit = feedback == "implicit"
+        learner = fitted(algorithm, SMALL, implicit=implicit)
+        assert isinstance(learner, AmortisedHeadLearner)
+        for scenario in ("new-user", "new-item", "new-both"):
+            yield from _narrower(learner, tasks_of(scenario, implicit=implicit), f"({scenario}, {feedback})")
+        error = derivative_error(learner, tasks_of("new-user", implicit=implicit))
+        yield Check(f"gradient is the slope of the loss ({feedback})", error, 1e-6)
+
+
+def _narrower(learner: AmortisedHeadLearner, tasks: Tasks, where: str) -> Iterator[Check]:
+    mean, unknown = _prior(learner, tasks)
+    told = zip(("mean", "variance"), _told(learner, tasks, 0), (mean, unknown), strict=True)
+    for name, found, expected in told:
+        yield Check(f"no rating leaves the {name} of the prior {where}", distance(found, expected), 1e-10)
+    wider = float((_told(learner, tasks, 100)[1] / unknown).max()) - 1
+    yield Check(f"ratings leave nothing less sure {where}", wider, 1e-10)
+    levels = [float(_told(learner, tasks, size)[1].mean()) for size in (0, 1, 3, 7)]
+    growth = sum(after > before for before, after in pairwise(levels))
+    yield Check(f"more ratings leave less open {where}", float(growth), 0.0)
+    prediction = learner.predict(learner.adapt(tasks.support), tasks.query)
+    if prediction.variance is None:
+        law: Distribution = Bernoulli(logits=prediction.mean)
+    else:
         law = Normal(prediction.mean, prediction.variance.sqrt())
-        expected = -law.log_prob(tasks.rating).mean() - math.log(learner.deviation_)
-        error = distance(learner.loss(tasks).detach(), expected)
-        yield Check(f"loss is the negative log density of the query ({scenario})", error, 1e-10)
-    error = derivative_error(learner, tasks_of("new-user"))
-    yield Check("gradient is the slope of the loss", error, 1e-6)
+    density = law.log_prob(tasks.rating).mean()
+    error = distance(learner.loss(tasks).detach(), -density - math.log(learner.deviation_))
+    yield Check(f"loss is the negative log density of the query {where}", error, 1e-10)
 
 
 def written_out(algorithm: type[AmortisedHeadLearner], covariance: Covariance, steps: int) -> Iterator[Check]:
     """Hold predictions to the pass and its `steps` written out, one task at a time."""
-    learner = fitted(algorithm, SMALL)
-    for scenario in ("new-user", "new-item", "new-both"):
-        tasks = tasks_of(scenario)
-        found, (mean, variance) = _told(learner, tasks, 100), _written_out(learner, tasks, covariance, steps)
-        yield Check(f"mean, written out ({scenario})", distance(found[0], mean), 1e-9)
-        yield Check(f"variance, written out ({scenario})", distance(found[1], variance), 1e-9)
+    for feedback in algorithm.feedback:
+        implicit = feedback == "implicit"
+        learner = fitted(algorithm, SMALL, implicit=implicit)
+        for scenario in ("new-user", "new-item", "new-both"):
+            tasks, where = tasks_of(scenario, implicit=implicit), f"({scenario}, {feedback})"
+            expected = _written_out(learner, tasks, covariance, steps)
+            for name, found, value in zip(
+                ("mean", "variance"), _told(learner, tasks, 100), expected, strict=True
+            ):
+                yield Check(f"{name}, written out {where}", distance(found, value), 1e-9)
 
 
 def diagonal(reader: HeadReader, precision: Tensor, pooled: Tensor) -> Tensor:
@@ -84,7 +92,10 @@ def low_rank(reader: HeadReader, precision: Tensor, pooled: Tensor) -> Tensor:
 @torch.no_grad()
 def _told(learner: AmortisedHeadLearner, tasks: Tasks, size: int) -> tuple[Tensor, Tensor]:
     """Mean, and variance without the noise, that `size` ratings of each support leave, standardised."""
-    found = learner.predict(learner.adapt(tasks.support.first(size)), tasks.query)
+    adapted = learner.adapt(tasks.support.first(size))
+    found = learner.predict(adapted, tasks.query)
+    if learner.implicit_:
+        return found.mean, learner.predicted(adapted, tasks.query)[1]
     assert found.variance is not None and found.noise is not None
     return learner.standardised(found.mean), (found.variance - found.noise) / learner.deviation_**2
 
@@ -118,7 +129,7 @@ def _head(
     learner: AmortisedHeadLearner, support: Support, task: int, covariance: Covariance, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Mean and covariance of one task's z: slopes and curvature by autograd, lengths by a parabola's three points."""
-    density, start = log_density(learner, support, task), torch.zeros(SMALL["rank"], dtype=torch.float64)
+    density, start = _parabola(learner, support, task), torch.zeros(SMALL["rank"], dtype=torch.float64)
 
     def posterior(point: Tensor) -> Tensor:
         return density(point) - point.square().sum() / 2
@@ -135,6 +146,18 @@ def _head(
     return mean, spread
 
 
+def _parabola(learner: AmortisedHeadLearner, support: Support, task: int) -> Callable[[Tensor], Tensor]:
+    """``log p(S|z)`` of one task to the second order in z; of ratings that is all."""
+    density, start = log_density(learner, support, task), torch.zeros(SMALL["rank"], dtype=torch.float64)
+    value, bend = density(start), torch.as_tensor(hessian(density, start))
+    slope = torch.as_tensor(jacobian(density, start))
+
+    def parabola(point: Tensor) -> Tensor:
+        return value + slope @ point + point @ bend @ point / 2
+
+    return parabola
+
+
 def _pooled(learner: AmortisedHeadLearner, support: Support, task: int, mean: Tensor) -> Tensor:
     """The mean of one task's tokens, whose z is expected at `mean`."""
     head, reader = learner.head(support.side), learner.side_reader(support.side)
@@ -142,7 +165,13 @@ def _pooled(learner: AmortisedHeadLearner, support: Support, task: int, mean: Te
         part[support.partner[support.owner == task]] for part in head.features(support.partners)
     )
     back, prior = torch.linalg.inv(head.prior_factor()), head.prior_mean(support.entities)[task]
-    left = learner.standardised(support.rating[support.owner == task]) - features @ (prior + back.T @ mean)
+    rating, before = learner.standardised(support.rating[support.owner == task]), features @ prior
+    left = rating - before
+    if learner.implicit_:
+        chance = torch.sigmoid(before)
+        noise = 1 / (chance * (1 - chance))
+        left = (rating - chance) * noise
+    left = left - features @ back.T @ mean
     tokens = [
         reader.tokens(x[None] / s.sqrt(), y[None] / s.sqrt())[0]
         for x, y, s in zip(features @ back.T, left, noise, strict=True)

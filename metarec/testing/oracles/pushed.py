@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
 from metarec.learning import LinearHeadLearner, Training
 from metarec.tasks import Support, Tasks
@@ -49,8 +49,9 @@ def log_density(learner: LinearHeadLearner, support: Support, task: int) -> Call
     rating = learner.standardised(support.rating[mine])
 
     def density(point: Tensor) -> Tensor:
-        law = Normal(features @ (prior + back.T @ point), noise.sqrt())
-        total: Tensor = law.log_prob(rating).sum()
+        output = features @ (prior + back.T @ point)
+        law = Bernoulli(logits=output) if learner.implicit_ else Normal(output, noise.sqrt())
+        total: Tensor = law.log_prob(rating).sum()  # type: ignore[no-untyped-call]
         return total
 
     return density
