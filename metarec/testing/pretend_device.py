@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -144,8 +145,11 @@ def _run(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             result = result.clone()  # a copy on another device shares no memory
         return _Pretended(result) if there else result
 
-    args, kwargs = pytree.tree_unflatten(plain, form)
-    results = op(*args, **kwargs)
+    on_cpu, with_these = pytree.tree_unflatten(plain, form)
+    results = op(*on_cpu, **with_these)
+    if there and torch.Tag.inplace_view in op.tags:
+        with no_dispatch():
+            op(*args, **kwargs)  # what changes shape in place does so for both
     return placed(results) if isinstance(results, Tensor) else pytree.tree_map_only(Tensor, placed, results)
 
 

@@ -36,6 +36,13 @@ def test_changes_in_place_through_views_stay(device):
     assert table.tolist() == [[1, 1], [0, 0]]
 
 
+def test_shapes_that_change_in_place_do(device):
+    table = torch.arange(6.0, device=device).view(1, 2, 3).squeeze_(0).t_()
+    assert table.shape == (3, 2) and table.tolist() == [[0, 3], [1, 4], [2, 5]]
+    found = torch.ones(2, device=device) @ torch.ones(2, 3, device=device)  # which squeezes in place
+    assert found.shape == (3,) and found.held.shape == (3,)
+
+
 @pytest.mark.parametrize("inference", [False, True])
 def test_a_copy_shares_no_memory(device, inference):
     with torch.inference_mode(inference):
