@@ -22,6 +22,7 @@ from metarec.learning.amortised import (
 from metarec.learning.amortised_head import AmortisedHeadLearner, HeadReader, Told
 from metarec.learning.biases import Baseline, Biases, fit_biases
 from metarec.learning.content_prior import ContentPrior, fit_content_prior
+from metarec.learning.embedding import EntityEmbedding
 from metarec.learning.factor_head import FactorHead, FactorHeadLearner, PlacedHead
 from metarec.learning.factorisation import Descent, Factors, factorise
 from metarec.learning.gradient import AdaptedHeads, GradientMetaLearner, Steps, Towers
@@ -29,7 +30,7 @@ from metarec.learning.level import Level, LevelAlgorithm, residual_variance
 from metarec.learning.likelihood import Likelihood
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
 from metarec.learning.mode import ModeLearner
-from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Perceptron, Sizes, silent
+from metarec.learning.neural import NeuralAlgorithm, Perceptron, Sizes, silent
 from metarec.learning.posterior import GaussianHead, Posterior, PosteriorLearner
 from metarec.learning.run import Progress, Run, Silent
 from metarec.learning.sampling import Draws, Sample, SamplingLearner

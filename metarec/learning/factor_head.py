@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from metarec.data import SIDES, Dataset, Side, partner_side
+from metarec.learning.embedding import EntityEmbedding
 from metarec.learning.factorisation import Descent, Similarity, factorise
 from metarec.learning.linear_head import AdaptedHead, LinearHead, LinearHeadLearner
-from metarec.learning.neural import EntityEmbedding, Perceptron, Sizes, silent
+from metarec.learning.neural import Perceptron, Sizes, silent
 from metarec.learning.run import Run
 from metarec.learning.training import Training
 from metarec.options import Range

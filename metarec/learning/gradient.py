@@ -16,7 +16,8 @@ from metarec.data import SIDES, Side, partner_side
 from metarec.learning.abilities import Explanation, leave_one_out
 from metarec.learning.algorithm import Adapted, Prediction
 from metarec.learning.biases import Baseline
-from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Sizes, distinct, silent
+from metarec.learning.embedding import EntityEmbedding
+from metarec.learning.neural import NeuralAlgorithm, Sizes, distinct, silent
 from metarec.learning.training import Training
 from metarec.ops import (
     InnerHead,

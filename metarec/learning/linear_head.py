@@ -14,8 +14,9 @@ from metarec.data import Side
 from metarec.learning.abilities import Explanation, leave_one_out
 from metarec.learning.algorithm import Adapted, Prediction
 from metarec.learning.biases import Baseline
+from metarec.learning.embedding import EntityEmbedding
 from metarec.learning.likelihood import Likelihood
-from metarec.learning.neural import EntityEmbedding, NeuralAlgorithm, Perceptron, Sizes, distinct, silent
+from metarec.learning.neural import NeuralAlgorithm, Perceptron, Sizes, distinct, silent
 from metarec.options import Range
 from metarec.tasks import EntityRows, Query, Ragged, Support, Tasks
 

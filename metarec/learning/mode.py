@@ -25,10 +25,10 @@ class ModeLearner(LinearHeadLearner):
     Parameters
     ----------
     training : Training
-        How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
+        How the weights are trained, by default for 10 epochs.
     """
 
-    def __init__(self, *, training: Training = Training(epochs=10, l2=1e-3), **options: Any) -> None:
+    def __init__(self, *, training: Training = Training(epochs=10), **options: Any) -> None:
         super().__init__(training=training, **options)
 
     def posterior(self, support: Support) -> Posterior:

@@ -1,4 +1,4 @@
-"""What learners with a network share: the network in `fit`, in the state and in artifacts; embeddings of entities."""
+"""What learners with a network share: the network in `fit`, in the state and in artifacts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from metarec.data import Dataset, Features, Side
+from metarec.data import Dataset, Side
 from metarec.device import seeded
 from metarec.errors import ConfigError
 from metarec.learning.algorithm import Algorithm, moved
 from metarec.learning.biases import Baseline, Biases, fit_biases, fit_popularity
+from metarec.learning.embedding import EntityEmbedding
 from metarec.learning.run import Run
 from metarec.learning.training import Trainer, Training
 from metarec.learning.virtual import VirtualEntities
-from metarec.tasks import EntityRows, Sampling, Tasks, TaskSampler
+from metarec.tasks import Sampling, Tasks, TaskSampler
 
 INITIALISATIONS: dict[str, Callable[[Tensor], object]] = {
     "normal": partial(nn.init.normal_, std=0.1),
@@ -176,40 +177,6 @@ class NeuralAlgorithm(Algorithm):
     def rated(self, output: Tensor) -> Tensor:
         """Ratings that the network's outputs stand for."""
         return self.mean_ + self.deviation_ * output
-
-
-class EntityEmbedding(nn.Module):
-    """Vectors of entities: ``Xᵀ of the attributes W + E[row]``, the second part only for known ones.
-
-    Parameters
-    ----------
-    count, columns : int
-        Known entities, and columns of their features.
-    size : int
-        Numbers in a vector.
-    identity : bool, default True
-        Whether known entities have a vector of their own beside that of their attributes.
-    dropout : float, default 0
-        Share of the features that are left out in training.
-    """
-
-    def __init__(
-        self, count: int, columns: int, size: int, *, identity: bool = True, dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.content = nn.Parameter(torch.randn(columns, size) * 0.1)
-        self.own = nn.Parameter(torch.randn(count, size) * 0.01) if identity else None
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, entities: EntityRows) -> Tensor:
-        """float [N, size]."""
-        features = entities.features
-        values = self.dropout(features.values)
-        vectors = Features(features.offsets, features.columns, values, features.width).project(self.content)
-        if self.own is None:
-            return vectors
-        known = (entities.rows >= 0).to(vectors.dtype).unsqueeze(1)
-        return vectors + known * self.own.index_select(0, entities.rows.clamp(min=0))
 
 
 class Perceptron(nn.Sequential):

@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler
 from metarec.atomic import replacing
 from metarec.device import seeded
 from metarec.errors import TrainingError
+from metarec.learning.embedding import EntityEmbedding
 from metarec.learning.run import Run
 from metarec.options import Range
 from metarec.tasks import Tasks, TaskSampler
@@ -55,6 +56,10 @@ class Training:
     l1, l2 : float, default 0
         Weight of the sum of the weights' magnitudes, and of half the sum of their squares, in the loss (with "adamw"
         `l2` is decoupled decay).
+    attribute_l2 : float, default 0.003
+        Weight of half the sum of the squares of what attributes say in embeddings, in the loss, whichever optimiser.
+        Attributes of few entities could else tell these apart, in place of what they have in common with new ones: to
+        "adam" and "adamw" a rare gradient is as good as a frequent one, but the penalty's is there in every step.
     clip : float, default 10
         Greatest norm of the gradient of a step.
     held_out : float, default 0.1
@@ -73,6 +78,7 @@ class Training:
     warm_up: Annotated[float, Range(0.0, 0.9)] = 0.02
     l1: Annotated[float, Range(0.0, 1.0)] = 0.0
     l2: Annotated[float, Range(0.0, 1.0)] = 0.0
+    attribute_l2: Annotated[float, Range(0.0, 1.0)] = 3e-3
     clip: Annotated[float, Range(1e-6, 1e6, log=True)] = 10.0
     held_out: Annotated[float, Range(0.0, 0.5)] = 0.1
     patience: Annotated[int, Range(1, 100_000)] = 5
@@ -112,6 +118,7 @@ class Trainer:
         self.name = name
         self.backward = backward
         self.weights = list(module.parameters())
+        self.attributes = [part.content for part in module.modules() if isinstance(part, EntityEmbedding)]
         self.optimizer = OPTIMIZERS[training.optimizer](
             self.weights, lr=training.learning_rate, weight_decay=training.l2
         )
@@ -189,6 +196,9 @@ class Trainer:
         if self.training.l1:
             penalty = self.training.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
             penalty.backward()
+        for table in self.attributes:
+            if table.grad is not None:
+                table.grad.add_(table.detach(), alpha=self.training.attribute_l2)
         norm = nn.utils.clip_grad_norm_(self.weights, self.training.clip)
         # The only time in a step that the device is waited for here.
         if not (loss.isfinite() & norm.isfinite()):

@@ -35,7 +35,7 @@ class ABML(LinearHeadLearner):
     inner_steps : int, default 10
         Steps.
     training : Training
-        How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
+        How the weights are trained, by default for 10 epochs.
 
     References
     ----------
@@ -50,7 +50,7 @@ class ABML(LinearHeadLearner):
         self,
         *,
         inner_steps: Annotated[int, Range(1, 1000)] = 10,
-        training: Training = Training(epochs=10, l2=1e-3),
+        training: Training = Training(epochs=10),
         **options: Any,
     ) -> None:
         super().__init__(training=training, **options)

@@ -39,7 +39,7 @@ class BMAML(SamplingLearner):
     inner_steps : int, default 12
         Steps.
     training : Training
-        How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
+        How the weights are trained, by default for 10 epochs.
 
     References
     ----------
@@ -57,7 +57,7 @@ class BMAML(SamplingLearner):
         *,
         draws: Annotated[int, Range(16, 1_000_000, log=True)] = 64,
         inner_steps: Annotated[int, Range(0, 1000)] = 12,
-        training: Training = Training(epochs=10, l2=1e-3),
+        training: Training = Training(epochs=10),
         **options: Any,
     ) -> None:
         super().__init__(draws=draws, training=training, **options)

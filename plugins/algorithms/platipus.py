@@ -61,7 +61,7 @@ class Platipus(LinearHeadLearner):
     prior_ratings : float, default 10
         What the start weighs in a support, in ratings, c.
     training : Training
-        How the weights are trained, by default for 10 epochs with an `l2` of 0.001.
+        How the weights are trained, by default for 10 epochs.
 
     References
     ----------
@@ -76,7 +76,7 @@ class Platipus(LinearHeadLearner):
         *,
         inner_steps: Annotated[int, Range(0, 1000)] = 10,
         prior_ratings: Annotated[float, Range(0.0, 1e6)] = 10.0,
-        training: Training = Training(epochs=10, l2=1e-3),
+        training: Training = Training(epochs=10),
         **options: Any,
     ) -> None:
         super().__init__(training=training, **options)

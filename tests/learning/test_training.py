@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metarec.errors import TrainingError
-from metarec.learning import Run, Silent, Trainer, Training, TrainingWarning
+from metarec.learning import EntityEmbedding, Run, Silent, Trainer, Training, TrainingWarning
 from metarec.tasks import Sampling, Tasks, TaskSampler
 from metarec.testing.world import small_world
 
@@ -106,6 +106,26 @@ def test_penalties_end_at_the_soft_threshold_and_at_ridge(optimizer: str, l1: fl
     trainer.train(sampler(), [], lambda epoch, values: None)
     expected = goal.sign() * (goal.abs() - l1).clamp(min=0) / (1 + l2)
     assert (module.weight - expected).abs().max() < 1e-3
+
+
+def test_the_penalty_of_attributes_spares_what_entities_have_of_their_own():
+    """``½ (w − 2)² + ½ (e − 3)² + ½ λ w²`` has its minimum at ``w = 2 / (1 + λ)``, e = 3."""
+    module = nn.ModuleDict({"entities": EntityEmbedding(1, 1, 1)}).double()
+    attributes, own = module.entities.parameters()
+
+    def loss(tasks: Tasks) -> Tensor:
+        return ((attributes - 2).square() + (own - 3).square()).sum() / 2
+
+    def backward(tasks: Tasks) -> Tensor:
+        found = loss(tasks)
+        found.backward()
+        return found
+
+    training = replace(PLAIN, epochs=100, learning_rate=0.1, schedule="cosine", attribute_l2=0.25)
+    trainer = Trainer(module, loss, training, Run(), name="near", backward=backward)
+    trainer.train(sampler(), [], lambda epoch, values: None)
+    assert attributes.item() == pytest.approx(2 / 1.25, abs=1e-3)
+    assert own.item() == pytest.approx(3, abs=1e-3)
 
 
 def test_gradients_are_clipped():
