@@ -78,7 +78,10 @@ class Ensemble(Algorithm):
     the mean products of the members' errors. Between the sizes they are interpolated in log(1 + n). Then the members
     are fitted again, to everything.
 
-    The variance is that of the mixture, ``Σ w_m (v_m + μ_m²) − (Σ w_m μ_m)²``, where all members have one.
+    The variance is that of the mixture, ``Σ w_m (v_m + μ_m²) − (Σ w_m μ_m)²``. A member that gives none is taken to be
+    as far off as it was on average where the weights were learnt, ``v_m = E_mm``.
+
+    Choices are not for it: the scores that algorithms give them have no common unit to be summed in.
 
     Parameters
     ----------
@@ -112,13 +115,19 @@ class Ensemble(Algorithm):
         cut = split(train, "cold-start", seed=run.seed, support_sizes=SIZES, min_support=1, min_query=1)
         for member in trial.values():
             member.fit(cut.train, run=run)
-        self.sizes_, self.weights_ = {}, {}
-        for scenario in {cell.scenario for cell in cut.cells}:
+        self.sizes_, self.weights_, self.errors_ = {}, {}, {}
+        for scenario in SCENARIOS:
             cells = [cell for cell in cut.cells if cell.scenario == scenario]
             sizes = [_log_size(cell.tasks.support.counts).mean() for cell in cells]
-            weights = [simplex_weights(_error_products(trial.values(), cell, run)) for cell in cells]
+            products = [_error_products(trial.values(), cell, run) for cell in cells]
+            if not cells:  # too few newcomers: all members alike, and as far off as the mean is
+                sizes = [torch.zeros((), dtype=torch.float64)]
+                products = [
+                    train.rating.double().var(correction=0) * torch.eye(len(trial), dtype=torch.float64)
+                ]
             self.sizes_[scenario] = torch.stack(sizes).to(run.device)
-            self.weights_[scenario] = torch.stack(weights).to(run.device)
+            self.weights_[scenario] = torch.stack([*map(simplex_weights, products)]).to(run.device)
+            self.errors_[scenario] = torch.stack(products).diagonal(dim1=1, dim2=2).to(run.device)
         self.members_ = {
             name: member.fit(train, valid=valid, run=run) for name, member in self._members().items()
         }
@@ -137,11 +146,14 @@ class Ensemble(Algorithm):
         members = zip(self.members_.values(), adapted.parts.members, strict=True)
         predictions = [member.predict(part, query) for member, part in members]
         means = torch.stack([prediction.mean for prediction in predictions], 1)
-        weights = self._weights(adapted, query).to(means.dtype)
+        weights, errors = (
+            self._at(values, adapted, query).to(means.dtype) for values in (self.weights_, self.errors_)
+        )
         mean = (weights * means).sum(1)
-        variances = [prediction.variance for prediction in predictions if prediction.variance is not None]
-        if len(variances) < len(predictions):
-            return Prediction(mean)
+        variances = [
+            error if prediction.variance is None else prediction.variance
+            for prediction, error in zip(predictions, errors.unbind(1), strict=True)
+        ]
         spread = (means - mean.unsqueeze(1)).square()
         variance = (weights * (torch.stack(variances, 1) + spread)).sum(1)
         noises = [prediction.noise for prediction in predictions if prediction.noise is not None]
@@ -210,23 +222,16 @@ class Ensemble(Algorithm):
                 )
         return members
 
-    def _weights(self, adapted: AdaptedMembers, query: Query) -> Tensor:
-        """float64 [n, members]: of each query partner's scenario, at the size of its support."""
+    def _at(self, values: Mapping[str, Tensor], adapted: AdaptedMembers, query: Query) -> Tensor:
+        """float64 [n, members]: what `values` hold of each query partner's scenario, at the size of its support."""
         entity = adapted.known[query.owner]
         partner = (query.partners.rows >= 0).index_select(0, query.partner)
         user, item = (entity, partner) if adapted.side == "user" else (partner, entity)
         size = _log_size(adapted.count)[query.owner]
-        weights = size.new_full((len(size), len(self.algorithms)), 1 / len(self.algorithms))
-        for scenario, here in (
-            ("warm", user & item),
-            ("new-user", ~user & item),
-            ("new-item", user & ~item),
-            ("new-both", ~user & ~item),
-        ):
-            if scenario in self.weights_:
-                found = _interpolated(self.sizes_[scenario], self.weights_[scenario], size)
-                weights = torch.where(here.unsqueeze(1), found, weights)
-        return weights
+        found = {name: _interpolated(self.sizes_[name], values[name], size) for name in SCENARIOS}
+        of_known = torch.where(user.unsqueeze(1), found["warm"], found["new-user"])
+        of_new = torch.where(user.unsqueeze(1), found["new-item"], found["new-both"])
+        return torch.where(item.unsqueeze(1), of_known, of_new)
 
 
 def simplex_weights(products: Tensor) -> Tensor:

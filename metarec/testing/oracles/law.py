@@ -58,7 +58,7 @@ def checks(algorithm: type[Algorithm], options: Mapping[str, Any], *, most: floa
 def trained(epochs: int) -> dict[str, Any]:
     """Options for so many epochs of small batches, all of which are run."""
     return {
-        "training": Training(epochs=epochs, held_out=0.0),
+        "training": Training(epochs=epochs, held_out=0.0, attribute_l2=0.0),
         "sampling": Sampling(tasks=8, max_support=MOST, max_query=ITEMS - MOST),
     }
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from metarec import create_algorithm
+from metarec import create_algorithm, split
 from metarec.errors import ConfigError
 from metarec.learning import Run
-from metarec.plugins.algorithms.ensemble import Ensemble, simplex_weights
+from metarec.plugins.algorithms.ensemble import SIZES, Ensemble, simplex_weights
 from metarec.testing import AlgorithmConformance
 from metarec.testing.oracles.check import tasks_of
 from metarec.testing.world import small_world
@@ -84,6 +84,25 @@ def test_it_is_not_behind_its_best_member_where_the_weights_were_learnt():
     products = errors.mT @ errors / 200
     weights = simplex_weights(products)
     assert weights @ products @ weights < products.diagonal().min()
+
+
+def test_a_member_without_a_variance_is_as_far_off_as_it_was():
+    train = small_world().split.train
+    ensemble = Ensemble(algorithms=("entity-median", "global-mean")).fit(train, run=DOUBLE)
+    cut = split(train, "cold-start", seed=0, support_sizes=SIZES, min_support=1, min_query=1)
+    member = create_algorithm("entity-median").fit(cut.train, run=DOUBLE)
+    cell = next(cell for cell in cut.cells if cell.scenario == "new-user" and cell.support == 4)
+    tasks = cell.tasks.support.to("cpu", torch.float64), cell.tasks.query.to("cpu", torch.float64)
+    error = member.predict(member.adapt(tasks[0]), tasks[1]).mean - cell.tasks.rating.double()
+    ensemble.weights_ = {
+        name: torch.eye(2, dtype=torch.float64)[:1].expand_as(weights)
+        for name, weights in ensemble.weights_.items()
+    }
+    found = ensemble.predict(ensemble.adapt(tasks[0]), tasks[1])
+    assert found.variance is not None
+    four = (tasks[0].counts == 4)[tasks[1].owner]
+    assert four.any()
+    torch.testing.assert_close(found.variance[four], error.square().mean().expand(int(four.sum())))
 
 
 @pytest.mark.parametrize(
