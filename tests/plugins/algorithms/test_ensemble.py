@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from metarec import create_algorithm, split
+from metarec import Prediction, create_algorithm, split
 from metarec.errors import ConfigError
 from metarec.learning import Run
 from metarec.plugins.algorithms.ensemble import SIZES, Ensemble, simplex_weights
@@ -98,6 +98,8 @@ def test_a_member_without_a_variance_is_as_far_off_as_it_was():
         name: torch.eye(2, dtype=torch.float64)[:1].expand_as(weights)
         for name, weights in ensemble.weights_.items()
     }
+    silent = ensemble.members_["entity-median"]
+    silent.predict = lambda adapted, query: Prediction(member.predict(adapted, query).mean)
     found = ensemble.predict(ensemble.adapt(tasks[0]), tasks[1])
     assert found.variance is not None
     four = (tasks[0].counts == 4)[tasks[1].owner]
