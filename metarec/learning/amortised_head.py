@@ -12,6 +12,7 @@ from metarec.data import SIDES, Side
 from metarec.learning.amortised import Tokens
 from metarec.learning.likelihood import Likelihood
 from metarec.learning.linear_head import LinearHeadLearner
+from metarec.learning.logistic import touching
 from metarec.learning.neural import Perceptron, Sizes, silent
 from metarec.learning.posterior import GaussianHead
 from metarec.learning.training import Training
@@ -144,9 +145,8 @@ class AmortisedHeadLearner(LinearHeadLearner):
         if not self.implicit_:
             return features, surprise, noise
         choice = self.standardised(support.rating)
-        chance = torch.sigmoid(choice - surprise)
-        weight = (chance * (1 - chance)).clamp(min=LEAST_WEIGHT)
-        return features, (choice - chance) / weight, 1 / weight
+        surprise, weight = touching(choice - surprise, choice, LEAST_WEIGHT)
+        return features, surprise, 1 / weight
 
     def side_reader(self, side: Side) -> HeadReader:
         """What reads the supports of a side."""

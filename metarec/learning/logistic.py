@@ -58,6 +58,24 @@ def logistic_posterior(
     return GaussianPosterior(made.mean, made.cholesky, tasks.log_posterior(made.mean) + before - log_root)
 
 
+def touching(odds: Tensor, choices: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """The parabola that touches the log likelihood of choices (0 or 1) at their log odds: its top and its curvature.
+
+    Parameters
+    ----------
+    odds, choices : float [n]
+    least : float
+        The least curvature: that of a choice that is as good as certain stays above it.
+
+    Returns
+    -------
+    tuple of Tensor
+        How far the top is from `odds`, ``(y − p) / w``, and the curvature ``w = p (1 − p)``, float [n] each.
+    """
+    weight = (odds.sigmoid() * (-odds).sigmoid()).clamp(min=least)
+    return (choices - odds.sigmoid()) / weight, weight
+
+
 @dataclass(frozen=True)
 class _Regressions:
     features: Tensor
@@ -93,10 +111,9 @@ class _Regressions:
         """The Gaussian whose log density has the gradient and the curvature of the log posterior at `heads`."""
         odds = self.odds(heads)
         # Whatever the weight, the mode is where a step stays: so a least one does no harm.
-        weight = (odds.sigmoid() * (-odds).sigmoid()).clamp(min=LEAST_WEIGHT)
-        target = odds + (self.choices - odds.sigmoid()) / weight
+        surprise, weight = touching(odds, self.choices, LEAST_WEIGHT)
         return gaussian_posterior(
-            self.features, target, weight, self.lists.offsets, self.prior_mean, self.prior_precision
+            self.features, odds + surprise, weight, self.lists.offsets, self.prior_mean, self.prior_precision
         )
 
     def log_posterior(self, heads: Tensor) -> Tensor:

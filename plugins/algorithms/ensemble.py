@@ -146,16 +146,10 @@ class Ensemble(Algorithm):
         members = zip(self.members_.values(), adapted.parts.members, strict=True)
         predictions = [member.predict(part, query) for member, part in members]
         means = torch.stack([prediction.mean for prediction in predictions], 1)
-        weights, errors = (
-            self._at(values, adapted, query).to(means.dtype) for values in (self.weights_, self.errors_)
-        )
+        weights = self._at(self.weights_, adapted, query).to(means.dtype)
         mean = (weights * means).sum(1)
-        variances = [
-            error if prediction.variance is None else prediction.variance
-            for prediction, error in zip(predictions, errors.unbind(1), strict=True)
-        ]
         spread = (means - mean.unsqueeze(1)).square()
-        variance = (weights * (torch.stack(variances, 1) + spread)).sum(1)
+        variance = (weights * (self._variances(predictions, adapted, query) + spread)).sum(1)
         noises = [prediction.noise for prediction in predictions if prediction.noise is not None]
         noise = (weights * torch.stack(noises, 1)).sum(1) if len(noises) == len(predictions) else None
         return Prediction(mean, variance, noise)
@@ -221,6 +215,16 @@ class Ensemble(Algorithm):
                     f"algorithm 'ensemble': {name!r} cannot answer in {', '.join(lacking)}, as a member must"
                 )
         return members
+
+    def _variances(self, predictions: list[Prediction], adapted: AdaptedMembers, query: Query) -> Tensor:
+        """float [n, members]: those that members give, and the mean squared errors of members that give none."""
+        given = [prediction.variance for prediction in predictions]
+        if any(variance is None for variance in given):
+            errors = self._at(self.errors_, adapted, query).to(predictions[0].mean.dtype).unbind(1)
+            given = [
+                error if variance is None else variance for variance, error in zip(given, errors, strict=True)
+            ]
+        return torch.stack([variance for variance in given if variance is not None], 1)
 
     def _at(self, values: Mapping[str, Tensor], adapted: AdaptedMembers, query: Query) -> Tensor:
         """float64 [n, members]: what `values` hold of each query partner's scenario, at the size of its support."""

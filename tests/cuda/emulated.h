@@ -1,9 +1,8 @@
 // What the tests of the kernels share: the emulator as a launch, and results that must all be written.
 #pragma once
 
-#include <vector>
-
 #include "native/checks.h"
+#include "native/stored.h"
 #include "ops/cuda/device.cuh"
 
 // Launches as a Stream does on a device, with the threads in an order of its own.
@@ -18,31 +17,6 @@ struct Emulated {
     simt::launch({blocks, static_cast<unsigned>(grid.threads), grid.shared_bytes, seed}, kernel, arguments...);
   }
 };
-
-// The types that tables are stored in, as numbers of the test.
-template <class Stored>
-Stored stored(double value) {
-  return metarec::cuda::store<Stored>(static_cast<metarec::Arithmetic<Stored>>(value));
-}
-
-template <class Stored>
-double number(Stored value) {
-  return metarec::cuda::load(value);
-}
-
-template <class Stored>
-std::vector<double> numbers(const std::vector<Stored>& values) {
-  std::vector<double> result;
-  for (const Stored value : values) result.push_back(number(value));
-  return result;
-}
-
-template <class Stored>
-std::vector<Stored> stored_normal(std::int64_t count, unsigned seed) {
-  std::vector<Stored> values;
-  for (const double value : normal<double>(count, seed)) values.push_back(stored<Stored>(value));
-  return values;
-}
 
 // Claims that a call throws simt::Error with this in its message.
 template <class Call>

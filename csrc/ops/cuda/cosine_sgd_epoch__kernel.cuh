@@ -14,12 +14,12 @@
 // by accesses of 16 bytes, and move them there; longer rows are read twice.
 //
 // A rating takes 12 bytes in order and, of d floats, 16 d from and to the cache: the rows of a block, (users + items) /
-// groups * 4 d bytes, stay in the first level during its round; in 16 bits both are half. It takes 12 d operations
-// by cosine and 8 d by dot product. Neither decides: the grid of blocks is the CPU's, at most 64 warps, and each waits. Eight ratings wait once for
-// their rows, the sums over four lanes, a root and two divisions, some 600 cycles in all with d = 64; and each for the
-// slope before, 12 cycles or with a logistic one 100. Where five share no row that is some 130 cycles per rating and
-// block: of 10^6 ratings, in 32 groups, 2.5 ms. A share of the bandwidth cannot be aimed at, and of the chain of slopes
-// alone 60 % only by the logistic loss. What is planned is the time of 16 to 64 cores.
+// groups * 4 d bytes, stay in the first level during its round; in 16 bits both are half. It takes 12 d operations by
+// cosine and 8 d by dot product. Neither decides: the grid of blocks is the CPU's, at most 64 warps, and each waits.
+// Eight ratings wait once for their rows, the sums over four lanes, a root and two divisions, some 600 cycles in all
+// with d = 64; and each for the slope before, 12 cycles or with a logistic one 100. Where five share no row that is some
+// 130 cycles per rating and block: of 10^6 ratings, in 32 groups, 2.5 ms. A share of the bandwidth cannot be aimed at,
+// and of the chain of slopes alone 60 % only by the logistic loss. What is planned is the time of 16 to 64 cores.
 #pragma once
 
 #include <limits>

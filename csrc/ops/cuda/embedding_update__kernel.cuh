@@ -8,10 +8,11 @@
 //
 // Bytes, per gradient of d floats with a share r of distinct rows: 4 d + 12 for the gradient and its place, and r 8 d
 // (Adam: r 24 d) for table and state; heads add at most 8 d / 32. Fewer than one operation per byte: memory decides. Where
-// d allows accesses are of 16 bytes (two of a pack of state beside one of BFloat16), those of a row are whole sectors, and four gradients of a run are on their way at a
-// time. Planned: 70 % of the bandwidth from some 10^5 gradients on; fewer do not fill the device. Row-wise Adagrad
-// sums a run twice, for the square and for the step; the second time it lies in the first-level cache. Of BFloat16, per
-// gradient 2 d + 12, and r 4 d (Adam: r 20 d); sums and state are floats.
+// d allows accesses are of 16 bytes (two of a pack of state beside one of BFloat16), those of a row are whole sectors,
+// and four gradients of a run are on their way at a time. Planned: 70 % of the bandwidth from some 10^5 gradients on;
+// fewer do not fill the device. Row-wise Adagrad sums a run twice, for the square and for the step; the second time it
+// lies in the first-level cache. Of BFloat16, per gradient 2 d + 12, and r 4 d (Adam: r 20 d); sums and state are
+// floats.
 #pragma once
 
 #include "device.cuh"

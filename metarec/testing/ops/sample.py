@@ -49,14 +49,18 @@ class Sample(ABC):
             One differs: its name, and by how much.
         """
         for name, expected in self.expected(*self.arguments()).items():
-            found, tolerance = results[name].cpu().to(expected.dtype), 0.0
-            if expected.is_floating_point():
-                scale = expected.abs().amax().clamp_min(1) if expected.numel() else 1
-                found, expected, tolerance = found / scale, expected / scale, self.tolerance(name)
-            try:
-                torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
-            except AssertionError as error:
-                raise AssertionError(f"{name}: {error}") from None
+            self.compare(name, results[name].cpu(), expected)
+
+    def compare(self, name: str, found: Tensor, expected: Tensor) -> None:
+        """Compare one result; raise as `check` does."""
+        found, tolerance = found.to(expected.dtype), 0.0
+        if expected.is_floating_point():
+            scale = expected.abs().amax().clamp_min(1) if expected.numel() else 1
+            found, expected, tolerance = found / scale, expected / scale, self.tolerance(name)
+        try:
+            torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
 
     def __str__(self) -> str:
         values = (f"{field.name}={getattr(self, field.name)}" for field in fields(self))  # type: ignore[arg-type]
